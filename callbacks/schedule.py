@@ -1,0 +1,62 @@
+"""Which epochs are measured. Epochs are completed epochs: 0 is the untrained network."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Final
+
+import numpy as np
+
+from ncmonitor._checks import InputError
+
+Schedule = str | int | Iterable[int]
+
+#: The epochs of Papyan, Han & Donoho 2020 for 350 epochs of training, from the authors' notebook.
+PAPYAN_EPOCHS: Final = (
+    *range(1, 15), 16, 17, 19, 20, 22, 24, 27, 29, 32, 35, 38, 42, 45, 50, 54, 59, 65, 71, 77, 85,
+    92, 101, 110, 121, 132, 144, 158, 172, 188, 206, 225, 245, 268, 293, 320, 350,
+)  # fmt: skip
+_LOG_POINTS: Final = 50  # as many as the paper's list has
+
+
+def scheduled_epochs(schedule: Schedule, max_epochs: int | None) -> Collection[int] | int:
+    """Resolve a schedule to a set of epochs, or to a period where the end is unknown.
+
+    Args:
+        schedule: ``"every_epoch"``, a period, a list of epochs, ``"log"`` (about 50 epochs evenly
+            spaced in the logarithm) or ``"papyan"`` (the paper's list, stretched to the run).
+        max_epochs: Planned length of the run; ``None`` or −1 if open.
+
+    Returns:
+        The epochs, or a period in epochs.
+
+    Raises:
+        InputError: If the schedule is none of these, or needs ``max_epochs`` and has none.
+    """
+    if schedule == "every_epoch":
+        return 1
+    if isinstance(schedule, str):
+        return _named(schedule, max_epochs)
+    if isinstance(schedule, int):
+        if schedule < 1:
+            raise InputError(f"schedule= as a period must be at least 1 epoch, but is {schedule}")
+        return schedule
+    epochs = set(schedule)
+    wrong = sorted(repr(e) for e in epochs if not isinstance(e, int) or e < 0)
+    if wrong:
+        raise InputError(f"schedule= must list completed epochs (0, 1, ...), got {', '.join(wrong)}")
+    return epochs
+
+
+def _named(schedule: str, max_epochs: int | None) -> Collection[int]:
+    if schedule not in ("papyan", "log"):
+        raise InputError(
+            "schedule= must be 'every_epoch', 'papyan', 'log', a number of epochs or a list of "
+            f"epochs, but is {schedule!r}"
+        )
+    if max_epochs is None or max_epochs < 1:
+        raise InputError(f"schedule={schedule!r} needs Trainer(max_epochs=...) to be set")
+    if schedule == "papyan":
+        scale = max_epochs / PAPYAN_EPOCHS[-1]
+        return {max(1, round(epoch * scale)) for epoch in PAPYAN_EPOCHS}
+    return {int(epoch) for epoch in np.geomspace(1, max_epochs, _LOG_POINTS).round()}

@@ -1,0 +1,23 @@
+"""The user's mistakes: one exception, one wording (expected, got, what to do)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """What was given cannot be measured or run; the message is complete in itself.
+
+    The command line prints it without a traceback.
+    """
+
+
+class MeasurementError(InputError):
+    """These features cannot be measured (not finite, changing between looks); others may be."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean ...?"`` for the closest known names, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -1,0 +1,129 @@
+"""The table a run leaves on disk: written so that a kill loses nothing, read so that it shows.
+
+``history.csv`` holds one row per measured epoch and split. A whole epoch is one ``write`` followed
+by ``fsync``: after a kill at any instant every finished epoch is there, and at most the last line
+is cut short, which the reader drops.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ncmonitor._checks import InputError
+from ncmonitor.catalogue import FIT_NAMES, METRIC_NAMES, PHASE_NAMES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+HISTORY_FILE: Final = "history.csv"
+KEYS: Final = ("epoch", "step", "split")
+COLUMNS: Final = (*KEYS, *FIT_NAMES, *METRIC_NAMES, *PHASE_NAMES, "seconds")
+
+#: One line of the table: what was measured on one split after one epoch. A missing name does not
+#: apply there; ``nan`` was tried and is undefined, or failed.
+Row = Mapping[str, "float | int | str"]
+
+
+def _lines(rows: Iterable[Row]) -> str:
+    out = io.StringIO()
+    # repr of a float64 reads back to the same number; csv uses it for floats.
+    writer = csv.DictWriter(out, COLUMNS, restval="", lineterminator="\n")
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def start_history(run_dir: Path, rows: Iterable[Row] = ()) -> None:
+    """Write the header and the rows of an earlier part of the run, replacing the file atomically.
+
+    Args:
+        run_dir: Folder of the run; made if missing.
+        rows: Rows kept from before a resume.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    part = run_dir / f"{HISTORY_FILE}.part"
+    part.write_text(",".join(COLUMNS) + "\n" + _lines(rows), encoding="utf-8")
+    part.replace(run_dir / HISTORY_FILE)
+
+
+def append_history(run_dir: Path, rows: Iterable[Row]) -> None:
+    """Append one epoch's rows and force them to disk."""
+    with (run_dir / HISTORY_FILE).open("a", encoding="utf-8", newline="") as file:
+        file.write(_lines(rows))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def history_frame(rows: Iterable[Row]) -> pd.DataFrame:
+    """Return rows as a table with every column of the history, in order and typed."""
+    import pandas as pd
+
+    frame = pd.DataFrame([dict(row) for row in rows]).reindex(columns=list(COLUMNS))
+    numbers = [name for name in COLUMNS if name not in KEYS]
+    return frame.astype({"epoch": "int64", "step": "int64", "split": "str"}).astype(
+        dict.fromkeys(numbers, "float64")
+    )
+
+
+def _number(text: str) -> float:
+    return float(text) if text else math.nan
+
+
+def read_history(run_dir: str | Path) -> pd.DataFrame:
+    """Read the table of a run, finished, running or killed.
+
+    Args:
+        run_dir: Folder of the run, the one that holds ``history.csv``.
+
+    Returns:
+        One row per measured epoch and split, columns as in :data:`COLUMNS`; columns this version
+        knows and the file lacks are ``nan``.
+
+    Raises:
+        InputError: If the folder holds no run, or the file is not one of ours or has no row yet.
+    """
+    path = Path(run_dir) / HISTORY_FILE
+    if not path.is_file():
+        raise InputError(_no_run(Path(run_dir)))
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]  # a line without its end was cut by a kill
+    table = csv.DictReader(io.StringIO(whole))
+    missing = [key for key in KEYS if key not in (table.fieldnames or ())]
+    if missing:
+        raise InputError(
+            f"{path} is not a history: expected the columns {', '.join(KEYS)}, "
+            f"but {', '.join(missing)} is missing"
+        )
+    try:
+        rows: list[Row] = [
+            {
+                "epoch": int(line["epoch"]),
+                "step": int(line["step"]),
+                "split": line["split"],
+                **{k: _number(line.get(k) or "") for k in COLUMNS if k not in KEYS},
+            }
+            for line in table
+        ]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+    if not rows:
+        raise InputError(f"{path} has no measured epoch yet")
+    return history_frame(rows)
+
+
+def _no_run(folder: Path) -> str:
+    expected = f"expected a run folder with a {HISTORY_FILE}"
+    if not folder.exists():
+        return f"{expected}, but {folder} does not exist"
+    if folder.is_file():
+        return f"{expected}, but {folder} is a file"
+    # Four levels reach every layout of ours, without walking somebody's whole disk.
+    below = (f"{'*/' * depth}{HISTORY_FILE}" for depth in range(1, 5))
+    found = [str(path.parent) for pattern in below for path in sorted(folder.glob(pattern))][:5]
+    hint = f"; run folders below it: {', '.join(found)}" if found else ""
+    return f"{expected}, but {folder} holds no run{hint}"

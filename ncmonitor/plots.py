@@ -1,0 +1,281 @@
+"""Pictures of a history: a table and an ``ax`` in, the ``ax`` out.
+
+Nothing here knows a trainer, a run folder or a screen. Figures are made without pyplot, so drawing
+one neither picks a backend nor touches the settings of the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from ncmonitor._axes import ACCENT, INK, MUTED, SERIES, SHADE, Series, draw_series, figure_style
+from ncmonitor._checks import InputError, nearest
+from ncmonitor.catalogue import CATALOGUE
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+#: The overview, in reading order: the fit, then NC1 to NC4. What one panel compares, it overlays.
+PANELS: Final[tuple[tuple[str, ...], ...]] = (
+    ("error",),
+    ("cross_entropy",),
+    ("nc1",),
+    ("nc2_equinorm_means", "nc2_equinorm_w"),
+    ("nc2_equiangular_std_means", "nc2_equiangular_std_w"),
+    ("nc2_max_angle_means", "nc2_max_angle_w"),
+    ("nc2_etf_means", "nc2_etf_w"),
+    ("nc3_self_duality", "nc3_self_duality_centered"),
+    ("nc4_disagreement",),
+)
+
+
+_DASHES: Final[dict[str, Any]] = {"train": "-", "val": (0, (3.2, 1.6))}
+_OTHER_DASHES: Final = ((0, (1, 1.4)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)))
+#: Shares of samples reach exactly 0, and should be seen to.
+_SHARES: Final = frozenset({"error", "nc4_disagreement"})
+
+
+def curves(
+    history: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    quantities: str | Sequence[str] = ("nc1",),
+    splits: Sequence[str] | None = None,
+) -> Axes:
+    """Draw quantities against completed epochs, with the terminal phase (TPT) shaded.
+
+    Train is solid, val dashed; each quantity has its colour. Distances and variances get a log axis,
+    where exact zeros show as triangles on the lower edge; shares of samples (error, NC4) get a
+    scale that is logarithmic down to the smallest share seen and linear from there to 0. A failed
+    measurement (``nan``) is a gap, never bridged.
+
+    Args:
+        history: One row per epoch and split, as :func:`ncmonitor.history.read_history` returns it.
+        ax: Where to draw; a new figure's axes if ``None`` (no pyplot: show ``ax.figure``).
+        quantities: Names from the catalogue.
+        splits: Which splits to draw; all that the table holds if ``None``.
+
+    Returns:
+        The axes drawn on.
+
+    Raises:
+        InputError: If a quantity is not in the catalogue or a split not in the table.
+    """
+    if ax is None:
+        with mpl.rc_context(figure_style()):
+            ax = Figure(figsize=(5.0, 3.4), layout="constrained").subplots()
+    names = _known(quantities)
+    shown = _splits(history, splits)
+    _draw(history, ax, names, shown)
+    shade_tpt(history, ax)
+    handles = _quantity_keys(names) + (_split_keys(shown) if len(shown) > 1 else [])
+    if handles:
+        ax.legend(handles=handles, frameon=False, fontsize="small")
+    return ax
+
+
+def shade_tpt(history: pd.DataFrame, ax: Axes, *, label: bool = True) -> Axes:
+    """Shade the terminal phase: every stretch between measurements that both had no train error.
+
+    So an excursion out of the TPT stays white, and so does a stretch next to a failed measurement,
+    where nothing is known. A dotted line marks the start, and ``label`` says which epoch it was.
+    """
+    start = tpt_start(history)
+    if start is None:
+        return ax
+    for left, right in tpt_spans(history):
+        ax.axvspan(left, right, facecolor=SHADE, edgecolor="none", zorder=0, label="_TPT")
+    ax.axvline(start, color=ACCENT, linewidth=0.8, linestyle=":", zorder=1, label="_TPT start")
+    if label:
+        _label_tpt(ax, start)
+    return ax
+
+
+def _label_tpt(ax: Axes, start: int) -> None:
+    ax.annotate(
+        f"TPT from epoch {start}",
+        xy=(1, 1),
+        xycoords="axes fraction",
+        xytext=(-3, -3),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        color=ACCENT,
+        fontsize="x-small",
+    )
+
+
+def overview(history: pd.DataFrame) -> Figure:
+    """Draw the whole collapse in one figure: the fit, NC1, NC2, NC3 and NC4 by epoch."""
+    with mpl.rc_context(figure_style()):
+        figure = Figure(figsize=(9.0, 7.2), layout="constrained")
+        axes = figure.subplots(3, 3, sharex=True)
+        for ax, names in zip(axes.flat, PANELS, strict=True):
+            _panel(history, ax, names)
+            ax.set_xlabel("epoch" if ax in axes[-1] else "")
+        keys: list[Line2D | Patch] = [*_split_keys(_splits(history, None))]
+        if (start := tpt_start(history)) is not None:
+            label = f"terminal phase (TPT), from epoch {start}: no training error"
+            keys.append(Patch(facecolor=SHADE, edgecolor=ACCENT, linewidth=0.4, label=label))
+        figure.legend(handles=keys, loc="outside upper left", ncols=len(keys), frameon=False)
+    return figure
+
+
+def panel(history: pd.DataFrame, quantities: Sequence[str]) -> Figure:
+    """Draw one panel of the overview as a figure of its own."""
+    with mpl.rc_context(figure_style()):
+        figure = Figure(figsize=(3.4, 2.5), layout="constrained")
+        _panel(history, figure.subplots(), _known(quantities))
+    return figure
+
+
+def tpt_start(history: pd.DataFrame) -> int | None:
+    """Return the completed epochs when the train error first vanished, ``None`` if it never did."""
+    train = _rows(history, "train")
+    if "tpt_start_exact" not in train:
+        return None
+    known = train["tpt_start_exact"].dropna()
+    return int(known.iloc[-1]) if len(known) else None
+
+
+def tpt_spans(history: pd.DataFrame) -> list[tuple[int, int]]:
+    """Return the stretches of epochs (first, last) that were measured to be in the TPT throughout."""
+    train = _rows(history, "train")
+    if "tpt_active" not in train:
+        return []
+    spans: list[tuple[int, int]] = []
+    first = None
+    last = 0
+    for epoch, active in zip(train["epoch"], train["tpt_active"], strict=True):
+        if active == 1:
+            first, last = (int(epoch) if first is None else first), int(epoch)
+        elif first is not None:
+            spans.append((first, last))
+            first = None
+    if first is not None:
+        spans.append((first, last))
+    return [span for span in spans if span[0] < span[1]]
+
+
+def panel_labels(names: Sequence[str]) -> tuple[str, list[str]]:
+    """Split the catalogue's labels into what they share and what tells them apart.
+
+    >>> panel_labels(["nc2_etf_means", "nc2_etf_w"])
+    ('NC2 distance to ETF', ['means', 'W'])
+    """
+    words = [CATALOGUE[name].label.split() for name in names]
+    if len(words) == 1:
+        return " ".join(words[0]), [""]
+    same = 0
+    while all(len(w) > same + 1 and w[same] == words[0][same] for w in words):
+        same += 1
+    return " ".join(words[0][:same]), [" ".join(w[same:]).strip("()") for w in words]
+
+
+def _known(quantities: str | Sequence[str]) -> tuple[str, ...]:
+    names = (quantities,) if isinstance(quantities, str) else tuple(quantities)
+    for name in names:
+        if name not in CATALOGUE:
+            raise InputError(
+                f"expected names of the catalogue, but got {name!r}{nearest(name, CATALOGUE)}"
+            )
+    if not names:
+        raise InputError("expected at least one quantity to draw, but got none")
+    return names
+
+
+def _splits(history: pd.DataFrame, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    present = sorted(history["split"].unique(), key=lambda s: (s != "train", s))
+    for split in wanted or ():
+        if split not in present:
+            raise InputError(f"expected splits among {', '.join(present)}, but got {split!r}")
+    return tuple(wanted or present)
+
+
+def _rows(history: pd.DataFrame, split: str) -> pd.DataFrame:
+    return history[history["split"] == split].sort_values("epoch")
+
+
+def _dashes(splits: Sequence[str]) -> dict[str, Any]:
+    others = [split for split in splits if split not in _DASHES]
+    return _DASHES | {s: _OTHER_DASHES[i % len(_OTHER_DASHES)] for i, s in enumerate(others)}
+
+
+def _scale(names: Sequence[str]) -> str:
+    entries = [CATALOGUE[name] for name in names]
+    if all(q.name in _SHARES for q in entries):
+        return "share"
+    falls = all(q.group in {"nc0", "nc1", "nc2", "nc3"} and q.collapse == 0 for q in entries)
+    return "log" if falls or tuple(names) == ("cross_entropy",) else "linear"
+
+
+def _series(history: pd.DataFrame, names: Sequence[str], splits: Sequence[str]) -> list[Series]:
+    dashes = _dashes(splits)
+    found = []
+    for i, name in enumerate(names):
+        for split in splits:
+            rows = _rows(history, split)
+            if name not in rows:
+                continue
+            values = rows[name].to_numpy(dtype=float)
+            values = np.where(np.isfinite(values), values, np.nan)
+            if np.isnan(values).all():  # does not apply to this split, or was never measured
+                continue
+            look = {"color": SERIES[i % len(SERIES)], "linestyle": dashes[split], "linewidth": 1.4}
+            label = f"{CATALOGUE[name].label}, {split}"
+            found.append(Series(label, rows["epoch"].to_numpy(dtype=float), values, look))
+    return found
+
+
+def _draw(history: pd.DataFrame, ax: Axes, names: Sequence[str], splits: Sequence[str]) -> None:
+    series = _series(history, names, splits)
+    if series:
+        draw_series(ax, series, _scale(names))
+    else:
+        ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", color=MUTED)
+        ax.set_yticks([])
+    ax.set_xlabel("epoch")
+    ax.set_ylabel(panel_labels(names)[0])
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    first, last = int(history["epoch"].min()), int(history["epoch"].max())
+    pad = max(0.5, 0.02 * (last - first))
+    ax.set_xlim(first - pad, last + pad)
+
+
+def _panel(history: pd.DataFrame, ax: Axes, names: Sequence[str]) -> None:
+    _draw(history, ax, names, _splits(history, None))
+    shade_tpt(history, ax, label=False)  # the figure's key says it once
+    ax.set_title(panel_labels(names)[0], loc="left", fontweight="bold")
+    ax.set_ylabel("")
+    if len(names) > 1:
+        ax.legend(
+            handles=_quantity_keys(names),
+            loc="upper right",
+            frameon=False,
+            borderaxespad=0.2,
+            handlelength=1.2,
+            labelspacing=0.25,
+        )
+
+
+def _quantity_keys(names: Sequence[str]) -> list[Line2D]:
+    if len(names) == 1:
+        return []
+    own = panel_labels(names)[1]
+    return [
+        Line2D([], [], color=SERIES[i % len(SERIES)], label=label) for i, label in enumerate(own)
+    ]
+
+
+def _split_keys(splits: Sequence[str]) -> list[Line2D]:
+    dashes = _dashes(splits)
+    return [Line2D([], [], color=INK, linestyle=dashes[s], label=s) for s in splits]

@@ -1,0 +1,97 @@
+"""Where a number comes from: versions, commit, command and machine of a run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Final
+
+RUN_FILE: Final = "run.json"
+_PACKAGES: Final = (
+    "ncmonitor",
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "lightning",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "wandb",
+)
+
+
+def describe_environment() -> dict[str, Any]:
+    """Describe the running process: package versions, git commit, command and machine.
+
+    Returns:
+        A JSON-ready dict with ``ncmonitor``, ``created``, ``command``, ``commit``, ``dirty``,
+        ``versions`` and ``machine``. ``commit`` and ``dirty`` are of the repository that holds the
+        working directory, ``None`` outside one. No environment variable is read or written.
+    """
+    from ncmonitor import __version__
+
+    commit = _git("rev-parse", "HEAD")
+    status = _git("status", "--porcelain", "--untracked-files=no") if commit else None
+    return {
+        "ncmonitor": __version__,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]).strip(),
+        "commit": commit,
+        "dirty": None if status is None else bool(status),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "cpu_count": os.cpu_count(),
+            "gpu": _gpu(),
+        },
+    }
+
+
+def write_run(run_dir: Path, facts: Mapping[str, Any]) -> None:
+    """Write ``run.json`` so that a kill leaves the old file or the new one, never half of one."""
+    part = run_dir / f"{RUN_FILE}.part"
+    part.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    part.replace(run_dir / RUN_FILE)
+
+
+def read_run(run_dir: str | Path) -> dict[str, Any]:
+    """Read ``run.json``; an absent, damaged or foreign file gives an empty dict."""
+    try:
+        facts = json.loads((Path(run_dir) / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _gpu() -> str | None:
+    torch = sys.modules.get("torch")  # never import torch only to describe the machine
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return str(torch.cuda.get_device_name())
+
+
+def _git(*args: str) -> str | None:
+    try:
+        done = subprocess.run(  # fixed arguments, no shell
+            ["git", *args], capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
