@@ -96,15 +96,20 @@ def evaluating(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None
     eager: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if "torch._dynamo" in sys.modules:  # compiled graphs would skip hooks placed after them
         eager = torch.compiler.set_stance("force_eager")
+    failure: BaseException | None = None
     with isolate_rng(), torch.no_grad(), eager:
+        module.eval()
+        trainer.validating = True
         try:
-            module.eval()
-            trainer.validating = True
             yield
+        except BaseException as error:  # isolate_rng restores only if nothing passes through it
+            failure = error
         finally:
             trainer.state.stage = stage
             for each, training in modes.items():
                 each.training = training
+    if failure is not None:
+        raise failure
 
 
 class CleanPass:

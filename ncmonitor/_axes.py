@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import matplotlib as mpl
 import numpy as np
 import seaborn as sns
 from matplotlib.ticker import (
@@ -46,9 +48,9 @@ class Series(NamedTuple):
     look: dict[str, Any]
 
 
-def figure_style() -> dict[str, Any]:
-    """Return the settings of our own figures, for ``matplotlib.rc_context``."""
-    return {
+def own_style() -> AbstractContextManager[None]:
+    """Return a context in which new figures look like ours; the caller's settings come back."""
+    settings: Any = {
         **sns.axes_style("ticks"),
         **sns.plotting_context("paper"),
         **{"axes.edgecolor": MUTED, "axes.labelcolor": INK, "text.color": INK},
@@ -60,6 +62,7 @@ def figure_style() -> dict[str, Any]:
         **{"axes.titlesize": 9.0, "axes.labelsize": 8.5, "legend.fontsize": 8.5},
         **{"xtick.labelsize": 8.0, "ytick.labelsize": 8.0},
     }
+    return mpl.rc_context(settings)
 
 
 def draw_series(ax: Axes, series: list[Series], scale: str) -> None:
@@ -111,7 +114,7 @@ def _mark_zeros(ax: Axes, epochs: Values, look: dict[str, Any]) -> None:
         label="_zero",
     )
     ax.annotate(
-        "▾ exactly 0",
+        "▾ 0 within rounding",
         xy=(0, 0),
         xycoords="axes fraction",
         xytext=(4, 10),
@@ -131,7 +134,8 @@ def _log_scale(ax: Axes, values: Values) -> None:
         ax.yaxis.set_major_locator(MaxNLocator(nbins=4))
         ax.yaxis.set_minor_locator(NullLocator())
     elif high < 30 * low:
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+        steps = (1, 2, 3, 5) if high < 8 * low else (1, 2, 5)
+        ax.yaxis.set_major_locator(LogLocator(subs=steps, numticks=12))
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.yaxis.set_major_formatter(_numbers(low))
 

@@ -115,7 +115,7 @@ METRICS: Final[tuple[Quantity, ...]] = (
     _q("nc1_rank", "diagnostics", "rank of the class means", "rank Ṁ", None,
        "Directions NC1 uses; K−1 when all class means are resolved.", "ncmonitor"),
     _q("s_min_ratio", "diagnostics", "s_{K−1}/s_1 of the class means", "s_{K−1}(Ṁ) / s_1(Ṁ)", 1.0,
-       "Flatness of the means' spectrum; 1 for a simplex ETF, 0 when the rank is below K−1.",
+       "Flatness of the means' spectrum: 1 for a simplex ETF, rounding when the rank is below K−1.",
        "ncmonitor"),
     _q("neg_clips", "diagnostics", "negative variances clipped", "#{c : v_c < 0 before clipping}",
        0.0, "Rounding trouble in the streaming variances; 0 in a healthy measurement.",
@@ -149,7 +149,7 @@ PHASE: Final[tuple[Quantity, ...]] = (
        "How often the training error came back after vanishing.", "ncmonitor"),
     _q("wd_time", "phase", "weight-decay time τ", "Σ_t η_t λ / (1 − β)", None,
        "Optimiser time on the weight-decay clock; w_mean_ratio ∝ exp(−τ) under SGD.",
-       "Zhao et al. 2026; derivation in the docs of wd_time"),
+       "Zhao et al. 2026 (NC0 decays with weight decay alone)"),
 )  # fmt: skip
 
 METRIC_NAMES: Final[tuple[str, ...]] = tuple(q.name for q in METRICS)

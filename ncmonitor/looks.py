@@ -12,6 +12,10 @@ from ncmonitor.geometry import Frame
 from ncmonitor.moments import BLOCK_ROWS, ClassMoments
 
 
+#: Up to so many classes the distances between all class means are tabulated (16 MiB in float32).
+TABLE_CLASSES = 2048
+
+
 class Classifier:
     """The last linear layer, ``z = W h + b``, kept in float64.
 
@@ -135,7 +139,7 @@ class Centres:
         self.corrections = moments.offsets.to(references.dtype)
         self.basis = frame.basis.to(references)
         self.coordinates = frame.coordinates.to(references)  # (K_S, r)
-        self.bounds = frame.coordinates.square().sum(1).to(references) / 2
+        self.half_squares = _half_squares(frame.coordinates).to(references)
         # Position of every class among the present ones. An absent class (train lacks it, this
         # split has it) borrows the first: any centre will do to measure distances from.
         self.position = torch.zeros(moments.num_classes, dtype=torch.int64, device=references.device)
@@ -151,11 +155,25 @@ class Centres:
     def nearest(self, projected: Tensor, position: Tensor) -> Tensor:
         """Return the class whose mean is nearest, ``(N,)``.
 
-        ``argmin ‖h − μ_c‖ = argmax ⟨h − μ_G, μ_c − μ_G⟩ − ½‖μ_c − μ_G‖²``, inside the span: the
-        rest of the distance is the same for all classes.
+        With p the residual about μ_y, ``argmin_c ‖h − μ_c‖ = argmax_c p·μ̇_c − ½‖μ_c − μ_y‖²``,
+        inside the span: the rest of the distance is the same for all classes. Nothing here is of
+        the size of the means once features collapse, so means that nearly coincide are told apart.
         """
-        scores = (projected + self.coordinates[position]) @ self.coordinates.T - self.bounds
+        if self.half_squares.ndim == 2:
+            scores = projected @ self.coordinates.T - self.half_squares[position]
+        else:
+            scores = (projected + self.coordinates[position]) @ self.coordinates.T
+            scores -= self.half_squares
         return self.present[scores.argmax(1)]
+
+
+def _half_squares(coordinates: Tensor) -> Tensor:
+    """Return ``½‖a_c − a_c′‖²``, ``(K, K)``; for many classes ``½‖a_c‖²``, ``(K,)``."""
+    if len(coordinates) > TABLE_CLASSES:
+        return coordinates.square().sum(1) / 2
+    # By differences: the expansion of the square, cdist's own choice, cancels.
+    exact = "donot_use_mm_for_euclid_dist"
+    return torch.cdist(coordinates, coordinates, compute_mode=exact).square() / 2
 
 
 class SecondLook:

@@ -16,7 +16,7 @@ from ncmonitor.bank import DEFAULT_BANK_BYTES, Entry, FeatureBank
 from ncmonitor.catalogue import METRIC_NAMES
 from ncmonitor.geometry import Frame
 from ncmonitor.looks import Centres, Classifier, FirstLook, SecondLook
-from ncmonitor.metrics import Snapshot, measured_values
+from ncmonitor.metrics import Snapshot, mantissa_bits, measured_values
 from ncmonitor.moments import ClassMoments
 from ncmonitor.report import CollapseReport
 
@@ -135,10 +135,7 @@ def _finish(
     moments = first.moments
     present = (moments.counts > 0).nonzero().squeeze(1).cpu()
     if len(present) < 2:
-        values = dict.fromkeys(METRIC_NAMES, math.nan) | {
-            "n_classes_present": float(len(present)),
-            "min_class_count": float(moments.counts.max()),
-        }
+        values = _without_geometry(moments, len(present))
     else:
         values = measured_values(_snapshot(first, present, entries, classifier, reference))
     return CollapseReport(
@@ -148,6 +145,20 @@ def _finish(
         cross_entropy=first.cross_entropy if first.decides else math.nan,
         samples=first.samples,
     )
+
+
+def _without_geometry(moments: ClassMoments, present: int) -> dict[str, float]:
+    """Return the values for a single class: diagnostics, and ``nan`` for all that needs two."""
+    assert moments.feature_dtype is not None
+    return dict.fromkeys(METRIC_NAMES, math.nan) | {
+        "n_classes_present": float(present),
+        "min_class_count": float(moments.counts.max()),
+        "n_singleton_classes": float((moments.counts == 1).sum()),
+        "degenerate_classes": float(present),
+        "nc1_rank": 0.0,
+        "neg_clips": float(moments.neg_clips),
+        "feature_dtype": mantissa_bits(moments.feature_dtype),
+    }
 
 
 def _snapshot(
@@ -196,10 +207,11 @@ def mean_frame(moments: ClassMoments, present: Tensor) -> Frame:
     references = moments.references.cpu()[present].double()
     rows = (references - references[0]) + moments.offsets.cpu()[present]
     square_norms = moments.class_variances.cpu()[present] + (rows + references[0]).square().sum(1)
-    smallest = float(moments.counts.cpu()[present].min())
     assert moments.feature_dtype is not None
+    # Not divided by the root of a class's count: samples that have collapsed to the rounding step
+    # all round alike, so the rounding of their mean does not average out.
     unit = torch.finfo(moments.feature_dtype).eps
-    return Frame.of(rows, resolution=unit * math.sqrt(float(square_norms.mean()) / smallest))
+    return Frame.of(rows, resolution=unit * math.sqrt(float(square_norms.mean())))
 
 
 def _num_classes(classifier: Classifier | None, reference: ClassMoments | None) -> int:

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from ncmonitor._axes import ACCENT, INK, MUTED, SERIES, SHADE, Series, draw_series, figure_style
+from ncmonitor._axes import ACCENT, INK, MUTED, SERIES, SHADE, Series, draw_series, own_style
 from ncmonitor._checks import InputError, nearest
+from ncmonitor._table import split_names, split_rows, tpt_spans, tpt_start
 from ncmonitor.catalogue import CATALOGUE
 
 if TYPE_CHECKING:
@@ -53,9 +53,9 @@ def curves(
 ) -> Axes:
     """Draw quantities against completed epochs, with the terminal phase (TPT) shaded.
 
-    Train is solid, val dashed; each quantity has its colour. Distances and variances get a log axis,
-    where exact zeros show as triangles on the lower edge; shares of samples (error, NC4) get a
-    scale that is logarithmic down to the smallest share seen and linear from there to 0. A failed
+    Train is solid, val dashed; each quantity has its colour. Distances and variances get a log
+    axis, where exact zeros show as triangles on the lower edge; shares of samples (error, NC4) get
+    a scale that is logarithmic down to the smallest share seen and linear from there to 0. A failed
     measurement (``nan``) is a gap, never bridged.
 
     Args:
@@ -71,7 +71,7 @@ def curves(
         InputError: If a quantity is not in the catalogue or a split not in the table.
     """
     if ax is None:
-        with mpl.rc_context(figure_style()):
+        with own_style():
             ax = Figure(figsize=(5.0, 3.4), layout="constrained").subplots()
     names = _known(quantities)
     shown = _splits(history, splits)
@@ -116,7 +116,7 @@ def _label_tpt(ax: Axes, start: int) -> None:
 
 def overview(history: pd.DataFrame) -> Figure:
     """Draw the whole collapse in one figure: the fit, NC1, NC2, NC3 and NC4 by epoch."""
-    with mpl.rc_context(figure_style()):
+    with own_style():
         figure = Figure(figsize=(9.0, 7.2), layout="constrained")
         axes = figure.subplots(3, 3, sharex=True)
         for ax, names in zip(axes.flat, PANELS, strict=True):
@@ -131,39 +131,11 @@ def overview(history: pd.DataFrame) -> Figure:
 
 
 def panel(history: pd.DataFrame, quantities: Sequence[str]) -> Figure:
-    """Draw one panel of the overview as a figure of its own."""
-    with mpl.rc_context(figure_style()):
-        figure = Figure(figsize=(3.4, 2.5), layout="constrained")
-        _panel(history, figure.subplots(), _known(quantities))
+    """Draw one panel of the overview as a figure of its own; panels of one page line up."""
+    with own_style():
+        figure = Figure(figsize=(3.4, 2.5))
+        _panel(history, figure.add_axes((0.15, 0.17, 0.83, 0.73)), _known(quantities))
     return figure
-
-
-def tpt_start(history: pd.DataFrame) -> int | None:
-    """Return the completed epochs when the train error first vanished, ``None`` if it never did."""
-    train = _rows(history, "train")
-    if "tpt_start_exact" not in train:
-        return None
-    known = train["tpt_start_exact"].dropna()
-    return int(known.iloc[-1]) if len(known) else None
-
-
-def tpt_spans(history: pd.DataFrame) -> list[tuple[int, int]]:
-    """Return the stretches of epochs (first, last) that were measured to be in the TPT throughout."""
-    train = _rows(history, "train")
-    if "tpt_active" not in train:
-        return []
-    spans: list[tuple[int, int]] = []
-    first = None
-    last = 0
-    for epoch, active in zip(train["epoch"], train["tpt_active"], strict=True):
-        if active == 1:
-            first, last = (int(epoch) if first is None else first), int(epoch)
-        elif first is not None:
-            spans.append((first, last))
-            first = None
-    if first is not None:
-        spans.append((first, last))
-    return [span for span in spans if span[0] < span[1]]
 
 
 def panel_labels(names: Sequence[str]) -> tuple[str, list[str]]:
@@ -194,15 +166,11 @@ def _known(quantities: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _splits(history: pd.DataFrame, wanted: Sequence[str] | None) -> tuple[str, ...]:
-    present = sorted(history["split"].unique(), key=lambda s: (s != "train", s))
+    present = split_names(history)
     for split in wanted or ():
         if split not in present:
             raise InputError(f"expected splits among {', '.join(present)}, but got {split!r}")
     return tuple(wanted or present)
-
-
-def _rows(history: pd.DataFrame, split: str) -> pd.DataFrame:
-    return history[history["split"] == split].sort_values("epoch")
 
 
 def _dashes(splits: Sequence[str]) -> dict[str, Any]:
@@ -223,7 +191,7 @@ def _series(history: pd.DataFrame, names: Sequence[str], splits: Sequence[str]) 
     found = []
     for i, name in enumerate(names):
         for split in splits:
-            rows = _rows(history, split)
+            rows = split_rows(history, split)
             if name not in rows:
                 continue
             values = rows[name].to_numpy(dtype=float)
@@ -231,6 +199,7 @@ def _series(history: pd.DataFrame, names: Sequence[str], splits: Sequence[str]) 
             if np.isnan(values).all():  # does not apply to this split, or was never measured
                 continue
             look = {"color": SERIES[i % len(SERIES)], "linestyle": dashes[split], "linewidth": 1.4}
+            look["fillstyle"] = "full" if split == "train" else "none"
             label = f"{CATALOGUE[name].label}, {split}"
             found.append(Series(label, rows["epoch"].to_numpy(dtype=float), values, look))
     return found
@@ -245,7 +214,7 @@ def _draw(history: pd.DataFrame, ax: Axes, names: Sequence[str], splits: Sequenc
         ax.set_yticks([])
     ax.set_xlabel("epoch")
     ax.set_ylabel(panel_labels(names)[0])
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     first, last = int(history["epoch"].min()), int(history["epoch"].max())
     pad = max(0.5, 0.02 * (last - first))
     ax.set_xlim(first - pad, last + pad)
@@ -278,4 +247,6 @@ def _quantity_keys(names: Sequence[str]) -> list[Line2D]:
 
 def _split_keys(splits: Sequence[str]) -> list[Line2D]:
     dashes = _dashes(splits)
-    return [Line2D([], [], color=INK, linestyle=dashes[s], label=s) for s in splits]
+    return [
+        Line2D([], [], color=INK, linestyle=dashes[s], label=s.replace("$", r"\$")) for s in splits
+    ]

@@ -80,8 +80,9 @@ def _s_min_ratio(s: Snapshot) -> float:
     return math.nan if s.means.rank == 0 else float(values[-1] / values[0])
 
 
-def _mantissa_bits(s: Snapshot) -> float:
-    return 1 - math.log2(torch.finfo(s.feature_dtype).eps)
+def mantissa_bits(dtype: torch.dtype) -> float:
+    """Return the significand bits of a floating-point type: 53, 24, 11 or 8."""
+    return 1 - math.log2(torch.finfo(dtype).eps)
 
 
 #: How each default metric is computed; names as in the catalogue.
@@ -89,7 +90,7 @@ COMPUTE: dict[str, Compute] = {
     "nc1": lambda s: variability.nc1(s.whitened, s.counts, s.means),
     "nc1_quotient": lambda s: variability.nc1_quotient(s.variances, s.counts, s.means),
     "within_in_span_frac": lambda s: variability.within_in_span_frac(
-        s.in_span, s.counts, s.variances
+        s.in_span, s.counts, s.variances, s.means
     ),
     "nc2_equinorm_means": lambda s: math.nan if s.flat else frames.equinorm(s.means.centred),
     "nc2_equinorm_w": lambda s: frames.equinorm(s.rows.rows),
@@ -112,7 +113,7 @@ COMPUTE: dict[str, Compute] = {
     "nc1_rank": lambda s: float(s.means.rank),
     "s_min_ratio": _s_min_ratio,
     "neg_clips": lambda s: float(s.neg_clips),
-    "feature_dtype": _mantissa_bits,
+    "feature_dtype": lambda s: mantissa_bits(s.feature_dtype),
 }
 
 _NEED_CLASSIFIER = {name for name in COMPUTE if name.endswith("_w") or name.startswith("nc3_")}

@@ -26,7 +26,7 @@ def nc1(whitened: Tensor, counts: Tensor, frame: Frame) -> float:
         frame: The class means.
 
     Returns:
-        In [0, ∞): 0 at collapse; about ``n(K−1)/(d−K)`` for n samples a class without class
+        In [0, ∞): 0 at collapse; about ``(n−1)(K−1)/(d−K)`` for n samples a class without class
         structure, d > K. ``nan`` if the means have rank 0 or every class has a single sample.
 
     Source: Papyan, Han & Donoho 2020, NC1 and Fig. 6. The authors' notebook omits the 1/K.
@@ -56,7 +56,9 @@ def nc1_quotient(variances: Tensor, counts: Tensor, frame: Frame) -> float:
     return float(variances.mean()) / between
 
 
-def within_in_span_frac(in_span: Tensor, counts: Tensor, variances: Tensor) -> float:
+def within_in_span_frac(
+    in_span: Tensor, counts: Tensor, variances: Tensor, frame: Frame
+) -> float:
     """Share of the within-class variance inside the span of the class means.
 
     ``tr(Uᵀ Σ_W U) / tr Σ_W`` with U an orthonormal basis of the span: what NC1 can see.
@@ -65,12 +67,15 @@ def within_in_span_frac(in_span: Tensor, counts: Tensor, variances: Tensor) -> f
         in_span: Per class, the sum of ``‖Uᵀ(h − μ_c)‖²``, ``(K,)``.
         counts: Samples per class, ``(K,)``.
         variances: ``Ave ‖h − μ_c‖²`` per class, ``(K,)``.
+        frame: The class means.
 
     Returns:
         In [0, 1]: not fixed by collapse; (K−1)/d for random directions. ``nan`` without any
-        within-class variance.
+        within-class variance, or if the means have rank 0.
 
     Source: ncmonitor, companion of NC1.
     """
     total = float(variances.mean())
-    return float((in_span / counts).mean()) / total if total > 0 else math.nan
+    if total == 0 or frame.rank == 0:
+        return math.nan
+    return float((in_span / counts).mean()) / total

@@ -1,0 +1,158 @@
+"""One measurement of everything a trainer has: its splits, at the current weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from ncmonitor._checks import InputError
+from ncmonitor.bank import DEFAULT_BANK_BYTES
+from ncmonitor.callbacks.clean_pass import (
+    BatchToXY,
+    CleanPass,
+    Forward,
+    clean_loader,
+    evaluating,
+)
+from ncmonitor.measure import collapse_report
+from ncmonitor.moments import ClassMoments
+from ncmonitor.report import CollapseReport
+from ncmonitor.tap import FeatureTap
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user said about model and data; documented at ``NeuralCollapse``."""
+
+    classifier: str | torch.nn.Module | None = None
+    num_classes: int | None = None
+    splits: tuple[str, ...] = ("train", "val")
+    dataloader: Any = None
+    batch_to_xy: BatchToXY | None = None
+    forward: Forward | None = None
+    bank_bytes: int = DEFAULT_BANK_BYTES
+
+
+@dataclass
+class Measurement:
+    """Measures the splits of a trainer with one classifier.
+
+    Attributes:
+        trainer: The trainer in its fit or test loop.
+        module: The module it trains.
+        options: The user's.
+        name: Name of the classifier; set by :meth:`probe`.
+        weight: Its weight, ``(K, d)``.
+    """
+
+    trainer: pl.Trainer
+    module: pl.LightningModule
+    options: Options
+    name: str = field(default="", init=False)
+    weight: torch.Tensor = field(default_factory=lambda: torch.empty(0, 0), init=False)
+
+    def loaders(self) -> dict[str, Any]:
+        """Return clean loaders by split, the training set first.
+
+        Validation loaders that Lightning has not set up yet are left out.
+        """
+        given = self.options.dataloader
+        source = given() if callable(given) else given
+        source = self.trainer.train_dataloader if source is None else source
+        if isinstance(source, (dict, list, tuple)):
+            raise InputError(
+                "the trainer has several training loaders; pass dataloader= the one to measure"
+            )
+        limit = None
+        if self.trainer.fast_dev_run or self.trainer.overfit_batches:
+            size = getattr(source, "batch_size", None) or 1
+            limit = int(self.trainer.num_training_batches) * size
+        loaders = {"train": clean_loader(source, limit)}
+        if "val" in self.options.splits:
+            limit = limit if self.trainer.fast_dev_run else None
+            found = _several(self.trainer.val_dataloaders)
+            for index, loader in enumerate(found):
+                split = "val" if len(found) == 1 else f"val{index}"
+                loaders[split] = clean_loader(loader, limit)
+        return loaders
+
+    def probe(self) -> None:
+        """Find the classifier by one training batch; whatever fails is a misconfiguration.
+
+        Raises:
+            InputError: With what to pass instead.
+        """
+        loader = self.loaders()["train"]
+        with evaluating(self.trainer, self.module), self._tap() as tap:
+            try:
+                next(iter(self._pass(loader, tap)))
+            except InputError:
+                raise
+            except StopIteration:
+                raise InputError("the training loader gives no batch") from None
+            except Exception as error:
+                raise InputError(
+                    f"the measuring pass cannot run the network on a training batch: "
+                    f"{type(error).__name__}: {error}. It calls module(inputs) with the first "
+                    "element of the batch; pass forward= or batch_to_xy= if yours needs more"
+                ) from error
+        self._adopt(tap)
+
+    def measure(self, loader: Any, reference: ClassMoments | None = None) -> CollapseReport:
+        """Run the network over a clean loader and return the report.
+
+        Args:
+            loader: One of :meth:`loaders`.
+            reference: Moments of the training set, for every other split.
+        """
+        with evaluating(self.trainer, self.module), self._tap() as tap:
+            bias = getattr(tap.classifier, "bias", None)
+            return collapse_report(
+                self._pass(loader, tap),
+                self.weight,
+                bias,
+                reference=reference,
+                bank_bytes=self.options.bank_bytes,
+            )
+
+    def _tap(self) -> FeatureTap:
+        return FeatureTap(self.module, self.name or self.options.classifier)
+
+    def _pass(self, loader: Any, tap: FeatureTap) -> CleanPass:
+        options = self.options
+        return CleanPass(
+            self.trainer, self.module, loader, tap, options.batch_to_xy, options.forward
+        )
+
+    def _adopt(self, tap: FeatureTap) -> None:
+        assert tap.classifier is not None  # found, or take() has raised
+        weight = tap.classifier.weight
+        assert isinstance(weight, torch.Tensor)
+        outputs, asked = weight.shape[0], self.options.num_classes
+        if outputs < 2:
+            raise InputError(
+                f"the classifier {tap.name!r} has {outputs} output; neural collapse needs one per "
+                "class: use a two-output head with cross-entropy for two classes"
+            )
+        if asked not in (None, outputs):
+            raise InputError(
+                f"num_classes={asked}, but the classifier {tap.name!r} has {outputs} outputs; "
+                "pass classifier= the right layer, or leave num_classes out"
+            )
+        self.name, self.weight = tap.name, weight
+
+
+def test_loader(trainer: pl.Trainer) -> Any:
+    """Return a clean loader of the trainer's test set, the first if there are several."""
+    return clean_loader(_several(trainer.test_dataloaders)[0])
+
+
+def _several(loaders: Any) -> list[Any]:
+    if loaders is None:
+        return []
+    if isinstance(loaders, dict):
+        return list(loaders.values())
+    return list(loaders) if isinstance(loaders, (list, tuple)) else [loaders]

@@ -1,0 +1,303 @@
+"""The callback: attach it to a Trainer and watch neural collapse happen."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+import torch
+
+from ncmonitor._checks import InputError, MeasurementError
+from ncmonitor.bank import DEFAULT_BANK_BYTES
+from ncmonitor.callbacks._base import Base
+from ncmonitor.callbacks.clean_pass import BatchToXY, Forward
+from ncmonitor.callbacks.console import console_lines
+from ncmonitor.callbacks.measurement import Measurement, Options, test_loader
+from ncmonitor.callbacks.rows import Row, history_row, log_key, log_values, names_of
+from ncmonitor.callbacks.run_log import RunLog, default_run_dir
+from ncmonitor.callbacks.schedule import Schedule, scheduled_epochs
+from ncmonitor.callbacks.wandb_axes import define_axes, record_measurement
+from ncmonitor.history import history_frame
+from ncmonitor.phase import PhaseClock, decay_time
+from ncmonitor.report import CollapseReport
+from ncmonitor.tap import FeatureTap
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_ON_ERROR = ("warn", "raise")
+
+
+class NeuralCollapse(Base):
+    """Measure NC1-NC4 through training and log them to every logger.
+
+    After each scheduled epoch the network runs once, in eval mode at fixed weights, over the clean
+    training set and over the validation set. Training is bit-identical to training without the
+    callback. Logged through ``log_dict`` as ``nc/<split>/<metric>`` and ``nc/tpt/<name>`` against
+    ``nc/epoch``, the number of completed epochs (0: the untrained network); kept in
+    :attr:`history`, in the run's ``history.csv`` and in checkpoints.
+
+    Args:
+        classifier: The last linear layer by name or as a module, when it cannot be found.
+        num_classes: Number of classes, when it differs from the classifier's outputs' count.
+        schedule: ``"every_epoch"``, a period, a list of completed epochs, ``"log"`` or
+            ``"papyan"``; the untrained network and the last epoch are always measured.
+        splits: What to measure: ``"train"`` first, and ``"val"``.
+        dataloader: Replaces the training loader for the measurement, e.g. one without random
+            augmentation; a loader or a function that returns one.
+        batch_to_xy: From a batch to (inputs, labels), when it is no such pair.
+        forward: ``forward(module, inputs)`` runs the network, when ``module(inputs)`` does not.
+        bank_bytes: Memory for features between the two looks; past it the network runs twice.
+        run_dir: Folder for ``history.csv`` and ``run.json``; ``None`` puts them beside the run's
+            checkpoints.
+        on_error: ``"warn"`` turns a failed measurement into a row of ``nan`` and goes on;
+            ``"raise"`` stops.
+        prefix: First part of every log key.
+        tpt_accuracy: Train accuracy that marks the effective start of the terminal phase.
+        verbose: Print one line per measured epoch.
+
+    Attributes:
+        report: The last report of the training set.
+        run_dir: Folder of this run's files; known once training starts.
+        overhead_seconds: Time spent measuring so far.
+
+    Raises:
+        InputError: Before the first training step, if the model or data cannot be measured.
+
+    Example:
+        >>> from pytorch_lightning import Trainer
+        >>> from ncmonitor.callbacks import NeuralCollapse
+        >>> trainer = Trainer(callbacks=[NeuralCollapse()], logger=False)
+    """
+
+    def __init__(
+        self,
+        classifier: str | torch.nn.Module | None = None,
+        *,
+        num_classes: int | None = None,
+        schedule: Schedule = "every_epoch",
+        splits: tuple[str, ...] = ("train", "val"),
+        dataloader: Any = None,
+        batch_to_xy: BatchToXY | None = None,
+        forward: Forward | None = None,
+        bank_bytes: int = DEFAULT_BANK_BYTES,
+        run_dir: str | Path | None = None,
+        on_error: str = "warn",
+        prefix: str = "nc",
+        tpt_accuracy: float = 0.999,
+        verbose: bool = True,
+    ) -> None:
+        super().__init__()
+        if on_error not in _ON_ERROR:
+            raise InputError(f"on_error= must be one of {_ON_ERROR}, but is {on_error!r}")
+        if "train" not in splits or not set(splits) <= {"train", "val"}:
+            raise InputError(
+                f"splits= must be ('train',) or ('train', 'val'), but is {tuple(splits)!r}: the "
+                "train means are what the other split is measured against"
+            )
+        scheduled_epochs(schedule, max_epochs=1)  # a wrong schedule should fail here
+        self.schedule, self.on_error, self.prefix = schedule, on_error, prefix
+        self.verbose = verbose
+        self.run_dir = None if run_dir is None else Path(run_dir)
+        self.report: CollapseReport | None = None
+        self.overhead_seconds = 0.0
+        self._options = Options(
+            classifier, num_classes, tuple(splits), dataloader, batch_to_xy, forward, bank_bytes
+        )
+        self._clock = PhaseClock(tpt_accuracy)
+        self._wd_time = 0.0
+        self._rows: list[Row] = []
+        self._measurement: Measurement | None = None
+        self._log: RunLog | None = None
+
+    # -- what a user may override or read ----------------------------------------------------------
+
+    def should_measure(self, epoch: int, trainer: pl.Trainer) -> bool:
+        """Decide whether to measure after ``epoch`` completed epochs; override for a policy.
+
+        The untrained network and the last epoch are measured whatever this returns.
+        """
+        plan = scheduled_epochs(self.schedule, trainer.max_epochs)
+        return epoch % plan == 0 if isinstance(plan, int) else epoch in plan
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """Everything measured so far: one row per epoch and split, columns as in the catalogue."""
+        return history_frame(self._rows)
+
+    # -- Lightning's hooks -------------------------------------------------------------------------
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse at once what could only fail later."""
+        if stage != "fit":
+            return
+        self._measurement = None
+        if trainer.world_size > 1:
+            raise InputError(
+                "NeuralCollapse measures in one process, but this trainer has "
+                f"{trainer.world_size}; use Trainer(devices=1)"
+            )
+        scheduled_epochs(self.schedule, trainer.max_epochs)
+        FeatureTap(pl_module, self._options.classifier)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find the classifier, open the files and measure the untrained network."""
+        epoch = trainer.current_epoch
+        if trainer.global_step == 0:  # a new run, not a resumed one
+            self._rows, self._wd_time = [], 0.0
+            self._clock = PhaseClock(self._clock.accuracy)
+        self._rows = [row for row in self._rows if int(row["epoch"]) <= epoch]
+        self._measurement = Measurement(trainer, pl_module, self._options)
+        self._measurement.probe()
+        if "val" in self._options.splits and not trainer.enable_validation:
+            warnings.warn("no validation data: only the training set is measured", stacklevel=2)
+        self._open(trainer)
+        if not any(row["epoch"] == epoch for row in self._rows):
+            self._measure_and_log(trainer, epoch)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Advance the weight-decay clock by the step that is about to be made."""
+        if self._measurement is not None:
+            self._wd_time += decay_time(optimizer, self._measurement.weight)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure if this epoch is scheduled, and log where monitors can see it."""
+        epoch = trainer.current_epoch + 1
+        if epoch != trainer.max_epochs and not self.should_measure(epoch, trainer):
+            return
+        values = self._measure(trainer, epoch)
+        if not trainer.barebones:
+            _log_dict(pl_module, values)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure the last epoch if early stopping or ``max_steps`` made it the last."""
+        if all(int(row["epoch"]) < trainer.current_epoch for row in self._rows):
+            self._measure_and_log(trainer, trainer.current_epoch)
+        if self._log is not None:
+            self._log.finish(self.overhead_seconds)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say so if Lightning skipped the fit because there is nothing to train on."""
+        if self._measurement is None and trainer.num_training_batches == 0:
+            raise InputError(
+                "the training loader is empty, so nothing was trained or measured: expected at "
+                "least one batch (drop_last=True drops a data set smaller than one batch)"
+            )
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure the test set against the last train means, as ``nc/test/...``."""
+        if self.report is None or self._measurement is None:
+            return
+        self._measurement.trainer, self._measurement.module = trainer, pl_module
+        row = self._row(trainer, "test", test_loader(trainer), trainer.current_epoch)
+        if self._log is not None:
+            self._log.append([row])
+        self._rows.append(row)
+        _log_dict(pl_module, log_values([row], self.prefix))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return history and clocks as plain values, which load with ``weights_only=True``."""
+        return {
+            "rows": [dict(row) for row in self._rows],
+            "clock": self._clock.state_dict(),
+            "wd_time": self._wd_time,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue history and clocks where a checkpoint left them."""
+        self._rows = [dict(row) for row in state_dict["rows"]]
+        self._clock = PhaseClock(**state_dict["clock"])
+        self._wd_time = state_dict["wd_time"]
+
+    # -- the work ----------------------------------------------------------------------------------
+
+    def _open(self, trainer: pl.Trainer) -> None:
+        measurement = self._measurement
+        assert measurement is not None  # made by on_train_start
+        facts = {
+            "classifier": measurement.name,
+            "num_classes": measurement.weight.shape[0],
+            "feature_dim": measurement.weight.shape[1],
+            "convention": "class-balanced",
+            "schedule": str(self.schedule),
+        }
+        if not trainer.fast_dev_run:
+            keys = [
+                log_key(self.prefix, split, name)
+                for split in measurement.loaders()
+                for name in names_of(split)
+            ]
+            define_axes(trainer.loggers, f"{self.prefix}/epoch", keys)
+            record_measurement(trainer.loggers, facts)
+        self.run_dir = self.run_dir or default_run_dir(trainer)
+        writes = trainer.is_global_zero and not trainer.fast_dev_run
+        self._log = RunLog(self.run_dir, active=writes)
+        self._log.start(self._rows, facts, trainer.max_epochs or -1)
+
+    def _measure_and_log(self, trainer: pl.Trainer, epoch: int) -> None:
+        """Measure outside an epoch, where Lightning drops what ``log_dict`` gets."""
+        values = self._measure(trainer, epoch)
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
+
+    def _measure(self, trainer: pl.Trainer, epoch: int) -> dict[str, float]:
+        """Measure every split, keep and write the rows, and return what is to be logged."""
+        assert self._measurement is not None and self._log is not None  # made by on_train_start
+        self.report = None  # a split is never measured against the means of older weights
+        rows = [
+            self._row(trainer, split, loader, epoch)
+            for split, loader in self._measurement.loaders().items()
+        ]
+        position = len({row["epoch"] for row in self._rows})
+        self._rows += rows
+        self._log.append(rows)
+        if self.verbose:
+            for line in console_lines(rows[0], position):
+                self._measurement.module.print(line)
+        return log_values(rows, self.prefix)
+
+    def _row(self, trainer: pl.Trainer, split: str, loader: Any, epoch: int) -> Row:
+        started = time.perf_counter()
+        report = self._report(split, loader, epoch)
+        if split == "train" and report is not None:
+            self.report = report
+            self._clock.update(epoch, report.error)
+        phase = {**self._clock.as_dict(), "wd_time": self._wd_time}
+        seconds = time.perf_counter() - started
+        self.overhead_seconds += seconds
+        return history_row(epoch, trainer.global_step, split, report, phase, seconds)
+
+    def _report(self, split: str, loader: Any, epoch: int) -> CollapseReport | None:
+        """Return the report of a split, or ``None`` with a warning if it cannot be had."""
+        assert self._measurement is not None
+        if split != "train" and self.report is None:
+            return None  # its reference failed, which has been said
+        reference = None if split == "train" or self.report is None else self.report.moments
+        try:
+            report = self._measurement.measure(loader, reference)
+            if split == "train" and report.n_classes_present < 2:
+                raise InputError("the training set holds one class; neural collapse needs two")
+            return report
+        except Exception as error:
+            misconfigured = isinstance(error, InputError) and not isinstance(error, MeasurementError)
+            if self.on_error == "raise" or (misconfigured and not self._rows):
+                raise
+            warnings.warn(
+                f"neural collapse of {split} after epoch {epoch} is nan, training goes on: "
+                f"{type(error).__name__}: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return None
+
+
+def _log_dict(module: pl.LightningModule, values: dict[str, float]) -> None:
+    # As float64 tensors: Lightning would round a float to float32. MPS has no float64.
+    dtype = torch.float32 if module.device.type == "mps" else torch.float64
+    tensors = {key: torch.tensor(value, dtype=dtype) for key, value in values.items()}
+    module.log_dict(tensors, on_step=False, on_epoch=True, batch_size=1)

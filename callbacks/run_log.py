@@ -1,0 +1,75 @@
+"""What a run leaves on disk: the history, and where it comes from."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from ncmonitor.history import Row, append_history, start_history
+from ncmonitor.provenance import describe_environment, write_run
+
+
+def default_run_dir(trainer: pl.Trainer) -> Path:
+    """Return the run's folder: where Lightning puts the run's checkpoints, one level up.
+
+    Without a logger every run would share ``default_root_dir``, so the time is added.
+    """
+    if not trainer.loggers:
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")  # local time: for people, in a name
+        return Path(trainer.default_root_dir) / "ncmonitor" / stamp
+    logger = trainer.loggers[0]
+    version = logger.version
+    folder = version if isinstance(version, str) else f"version_{version}"
+    return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / folder
+
+
+class RunLog:
+    """Writer of ``history.csv`` and ``run.json``; does nothing off rank zero or in a dry run.
+
+    Args:
+        run_dir: Folder of the run.
+        active: Whether this process writes.
+    """
+
+    def __init__(self, run_dir: Path, *, active: bool) -> None:
+        self.run_dir = run_dir
+        self.active = active
+        self._facts: dict[str, Any] = {}
+        self._started = time.perf_counter()
+
+    def start(self, rows: Sequence[Row], measurement: Mapping[str, Any], max_epochs: int) -> None:
+        """Begin the files; rows from before a resume are kept, rows beyond it are dropped."""
+        if not self.active:
+            return
+        start_history(self.run_dir, rows)
+        seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning's seed_everything leaves it
+        self._facts = {
+            **describe_environment(),
+            "finished": None,
+            "seed": int(seed) if seed else None,
+            "max_epochs": max_epochs,
+            "measurement": dict(measurement),
+        }
+        write_run(self.run_dir, self._facts)
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Add one epoch's rows."""
+        if self.active:
+            append_history(self.run_dir, rows)
+
+    def finish(self, monitor_seconds: float) -> None:
+        """Record the end of the fit and how long it and the measuring took."""
+        if not self.active:
+            return
+        self._facts["finished"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self._facts["timing"] = {
+            "fit_seconds": time.perf_counter() - self._started,
+            "monitor_seconds": monitor_seconds,
+        }
+        write_run(self.run_dir, self._facts)
