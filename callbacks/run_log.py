@@ -11,7 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from ncmonitor.history import Row, append_history, start_history
+from ncmonitor.history import Row, append_history, keep_previous, start_history
 from ncmonitor.provenance import describe_environment, write_run
 
 
@@ -47,6 +47,8 @@ class RunLog:
         """Begin the files; rows from before a resume are kept, rows beyond it are dropped."""
         if not self.active:
             return
+        if not rows:
+            keep_previous(self.run_dir)
         start_history(self.run_dir, rows)
         seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning's seed_everything leaves it
         self._facts = {

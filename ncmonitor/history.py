@@ -51,6 +51,16 @@ def start_history(run_dir: Path, rows: Iterable[Row] = ()) -> None:
     part.replace(run_dir / HISTORY_FILE)
 
 
+def keep_previous(run_dir: Path) -> None:
+    """Set the history of an earlier run in the same folder aside, as ``history.1.csv`` and so on."""
+    path = run_dir / HISTORY_FILE
+    if path.exists():
+        number = 1
+        while (aside := path.with_suffix(f".{number}.csv")).exists():
+            number += 1
+        path.rename(aside)
+
+
 def append_history(run_dir: Path, rows: Iterable[Row]) -> None:
     """Append one epoch's rows and force them to disk."""
     with (run_dir / HISTORY_FILE).open("a", encoding="utf-8", newline="") as file:

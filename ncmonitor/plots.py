@@ -117,8 +117,11 @@ def _label_tpt(ax: Axes, start: int) -> None:
 def overview(history: pd.DataFrame) -> Figure:
     """Draw the whole collapse in one figure: the fit, NC1, NC2, NC3 and NC4 by epoch."""
     with own_style():
-        figure = Figure(figsize=(9.0, 7.2), layout="constrained")
-        axes = figure.subplots(3, 3, sharex=True)
+        figure = Figure(figsize=(9.0, 7.2))
+        # Fixed margins: the tick labels are at most six characters, and layout engines are slow.
+        margins = {"left": 0.058, "right": 0.985, "bottom": 0.065, "top": 0.92}
+        grid = margins | {"wspace": 0.26, "hspace": 0.2}
+        axes = figure.subplots(3, 3, sharex=True, gridspec_kw=grid)
         for ax, names in zip(axes.flat, PANELS, strict=True):
             _panel(history, ax, names)
             ax.set_xlabel("epoch" if ax in axes[-1] else "")
@@ -126,7 +129,7 @@ def overview(history: pd.DataFrame) -> Figure:
         if (start := tpt_start(history)) is not None:
             label = f"terminal phase (TPT), from epoch {start}: no training error"
             keys.append(Patch(facecolor=SHADE, edgecolor=ACCENT, linewidth=0.4, label=label))
-        figure.legend(handles=keys, loc="outside upper left", ncols=len(keys), frameon=False)
+        figure.legend(handles=keys, loc="upper left", ncols=len(keys), frameon=False)
     return figure
 
 
@@ -223,7 +226,7 @@ def _draw(history: pd.DataFrame, ax: Axes, names: Sequence[str], splits: Sequenc
 def _panel(history: pd.DataFrame, ax: Axes, names: Sequence[str]) -> None:
     _draw(history, ax, names, _splits(history, None))
     shade_tpt(history, ax, label=False)  # the figure's key says it once
-    ax.set_title(panel_labels(names)[0], loc="left", fontweight="bold")
+    ax.set_title(panel_labels(names)[0], loc="left", fontweight="bold", y=1.0)
     ax.set_ylabel("")
     if len(names) > 1:
         ax.legend(

@@ -1,0 +1,518 @@
+"""The callback on real, tiny fits: what it leaves alone, what it logs, what it survives."""
+
+from __future__ import annotations
+
+import math
+import random
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from ncmonitor import InputError, measure_collapse
+from ncmonitor.callbacks import NeuralCollapse
+from ncmonitor.catalogue import CATALOGUE, FIT_NAMES, METRIC_NAMES, PHASE_NAMES
+from ncmonitor.history import COLUMNS, read_history
+from ncmonitor.provenance import read_run
+from toys import CLASSES, Recording, Toy, blobs, train_loader, trainer, val_loader
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def fitted(*, max_epochs: int = 3, loader: Any = None, **options: Any) -> NeuralCollapse:
+    monitor = NeuralCollapse(run_dir="run", verbose=False, **options)
+    trainer(monitor, max_epochs=max_epochs).fit(Toy(), loader or train_loader(), val_loader())
+    return monitor
+
+
+# -- it leaves no trace ----------------------------------------------------------------------------
+
+
+def everything_after_a_fit(*monitors: pl.Callback) -> dict[str, Any]:
+    pl.seed_everything(7, verbose=False)
+    module, data = Toy(), Recording(augment=True)
+    fit = trainer(*monitors)
+    fit.fit(module, train_loader(data), val_loader())
+    return {
+        "weights": {k: v.clone() for k, v in module.state_dict().items()},
+        "optimizer": fit.optimizers[0].state_dict(),
+        "scheduler": fit.lr_scheduler_configs[0].scheduler.state_dict(),
+        "losses": module.losses,
+        "modes": [m.training for m in module.modules()],
+        "torch": torch.get_rng_state(),
+        "numpy": np.random.get_state()[1].tolist(),  # noqa: NPY002
+        "python": random.getstate(),
+        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules()],
+        "order": data.order,
+    }
+
+
+def without_measuring(order: list[int], size: int, epochs: int) -> list[int]:
+    """Drop what the measurement read: each pass reads 0, 1, 2, ... once, around the epochs."""
+    passes = list(range(size))
+    probe = passes[:16]
+    assert order[: len(probe)] == probe
+    rest = order[len(probe) :]
+    kept: list[int] = []
+    for epoch in range(epochs + 1):
+        assert rest[:size] == passes
+        kept += rest[size : 2 * size] if epoch < epochs else []
+        rest = rest[2 * size :]
+    assert not rest
+    return kept
+
+
+def test_training_with_the_monitor_is_bit_identical_to_training_without() -> None:
+    alone = everything_after_a_fit()
+    watched = everything_after_a_fit(NeuralCollapse(run_dir="run", verbose=False))
+    watched["order"] = without_measuring(watched["order"], size=45, epochs=3)
+    torch.testing.assert_close(watched, alone, rtol=0, atol=0)
+
+
+class Explodes(Toy):
+    """Fails in the middle of a measuring pass, after drawing from every generator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training and self.trainer.current_epoch == 1 and self.trainer.global_step > 3:
+            torch.rand(3), np.random.rand(3), random.random()  # noqa: NPY002
+            raise RuntimeError("boom")
+        return super().forward(x)
+
+
+def test_a_failing_measurement_is_a_row_of_nan_and_the_training_goes_on_untouched() -> None:
+    pl.seed_everything(7, verbose=False)
+    monitor, module = NeuralCollapse(run_dir="run", verbose=False), Explodes()
+    with pytest.warns(RuntimeWarning, match=r"train after epoch 2 is nan.*RuntimeError: boom"):
+        trainer(monitor).fit(module, train_loader())
+    failed = monitor.history.query("epoch == 2").iloc[0]
+    assert failed[[*METRIC_NAMES, *FIT_NAMES, *PHASE_NAMES]].isna().all()
+    assert monitor.history.query("epoch == 3")["nc1"].notna().all()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+
+    pl.seed_everything(7, verbose=False)
+    alone = Toy()
+    trainer().fit(alone, train_loader())
+    assert module.losses == alone.losses
+    torch.testing.assert_close(module.state_dict(), alone.state_dict(), rtol=0, atol=0)
+
+
+def test_a_failing_measurement_can_be_made_to_stop_the_run() -> None:
+    monitor = NeuralCollapse(run_dir="run", verbose=False, on_error="raise")
+    with pytest.raises(RuntimeError, match="boom"):
+        trainer(monitor).fit(Explodes(), train_loader())
+
+
+def test_non_finite_features_are_a_warning_and_nan() -> None:
+    class Diverges(Toy):
+        def on_train_epoch_end(self) -> None:
+            with torch.no_grad():
+                self.body[0].weight.fill_(torch.inf)
+
+    monitor = NeuralCollapse(run_dir="run", verbose=False)
+    with pytest.warns(RuntimeWarning, match="not finite"):
+        trainer(monitor, max_epochs=2).fit(Diverges(), train_loader())
+    assert monitor.history["nc1"].isna().tolist() == [False, False, True]
+
+
+# -- it is exact -----------------------------------------------------------------------------------
+
+
+def by_hand(module: Toy, inputs: Tensor) -> Tensor:
+    module.eval()
+    with torch.no_grad():
+        return module.body(inputs)
+
+
+def test_the_numbers_are_those_of_features_collected_by_hand() -> None:
+    monitor, module = NeuralCollapse(run_dir="run", verbose=False), Toy()
+    trainer(monitor).fit(module, train_loader(drop_last=True), val_loader())
+    inputs, labels = blobs()
+    head = (module.head.weight, module.head.bias)
+    train = measure_collapse(by_hand(module, inputs), labels, *head)
+    val_inputs, val_labels = blobs(21, seed=1)
+    features = by_hand(module, val_inputs)
+    val = measure_collapse(features, val_labels, *head, reference=train.moments)
+    last = monitor.history.query("epoch == 3").set_index("split")
+    for split, report in (("train", train), ("val", val)):
+        row = last.loc[split]
+        expected = {**report.as_dict(), "error": report.error, "cross_entropy": report.cross_entropy}
+        for name, value in expected.items():
+            if split == "val" and CATALOGUE[name].classifier_only:
+                assert math.isnan(row[name])
+            else:
+                assert row[name] == pytest.approx(value, rel=1e-6, abs=1e-12), (split, name)
+
+
+def test_the_terminal_phase_is_timed_in_completed_epochs() -> None:
+    monitor = fitted(max_epochs=12)
+    train = monitor.history.query("split == 'train'").set_index("epoch")
+    start = train.index[train["error"] == 0][0]
+    assert train["tpt_start_exact"].dropna().unique().tolist() == [start]
+    assert train["tpt_start_exact"].isna().sum() == start
+    inside = (train["error"] == 0).to_numpy()
+    assert train["epochs_in_tpt"].iloc[-1] == (inside[1:] & inside[:-1]).sum()
+
+
+def test_weight_decay_time_counts_every_optimizer_step() -> None:
+    train = fitted(max_epochs=2).history.query("split == 'train'")
+    rates = [0.05 * (1 + math.cos(math.pi * epoch / 10)) / 2 for epoch in range(2)]
+    steps = 3  # 45 samples in batches of 16
+    assert train["wd_time"].iloc[-1] == pytest.approx(sum(rates) * steps * 1e-2 / (1 - 0.9))
+    assert train["step"].tolist() == [0, 3, 6]
+
+
+# -- it logs ---------------------------------------------------------------------------------------
+
+
+def expected_keys(*, reached: bool = True) -> set[str]:
+    names = [*FIT_NAMES, *METRIC_NAMES]
+    keys = {f"nc/train/{n}" for n in names} | {f"nc/tpt/{n}" for n in PHASE_NAMES}
+    keys |= {f"nc/val/{n}" for n in names if not CATALOGUE[n].classifier_only}
+    return keys | {"nc/epoch"}
+
+
+def test_the_csv_logger_has_exactly_the_keys_of_the_design_and_every_epoch() -> None:
+    logger = CSVLogger(".")
+    monitor = NeuralCollapse(verbose=False)
+    trainer(monitor, max_epochs=6, logger=logger).fit(Toy(), train_loader(), val_loader())
+    table = pd.read_csv(Path(logger.log_dir) / "metrics.csv")
+    assert {c for c in table.columns if c.startswith("nc/")} == expected_keys()
+    rows = table.dropna(subset=["nc/epoch"])
+    assert rows["nc/epoch"].tolist() == list(range(7))
+    mine = monitor.history.query("split == 'train'")
+    assert rows["nc/train/nc1"].tolist() == mine["nc1"].tolist()  # float64, not rounded on the way
+    assert monitor.run_dir == Path(logger.log_dir)
+
+
+def test_the_sanity_check_and_a_dry_run_leave_nothing() -> None:
+    monitor = NeuralCollapse(verbose=False)
+    fit = trainer(monitor, fast_dev_run=2, logger=CSVLogger("."))
+    fit.fit(Toy(), train_loader(), val_loader())
+    assert monitor.history["epoch"].unique().tolist() == [0, 1]
+    assert monitor.history.query("split == 'train'")["min_class_count"].max() < 15  # two batches
+    assert not list(Path().rglob("history.csv"))
+
+    monitor = NeuralCollapse(run_dir="run", verbose=False)
+    trainer(monitor, num_sanity_val_steps=2, max_epochs=1).fit(Toy(), train_loader(), val_loader())
+    assert monitor.history["epoch"].tolist() == [0, 0, 1, 1]
+
+
+def test_the_run_folder_holds_the_history_and_where_it_comes_from() -> None:
+    monitor = fitted()
+    table = read_history("run")
+    pd.testing.assert_frame_equal(table, monitor.history)
+    assert list(table.columns) == list(COLUMNS)
+    facts = read_run("run")
+    assert facts["measurement"]["classifier"] == "head"
+    assert facts["measurement"]["num_classes"] == CLASSES
+    assert facts["finished"] is not None
+    assert 0 < facts["timing"]["monitor_seconds"] < facts["timing"]["fit_seconds"]
+
+
+def test_a_second_run_in_the_same_folder_keeps_the_first_ones_history() -> None:
+    first = fitted(max_epochs=1).history
+    fitted(max_epochs=2)
+    kept = [path for path in Path("run").iterdir() if path.suffix == ".csv"]
+    assert len(kept) == 2
+    older = next(path for path in kept if path.name != "history.csv")
+    assert pd.read_csv(older)["nc1"].tolist() == first["nc1"].tolist()
+
+
+def test_one_line_per_measured_epoch_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    monitor = NeuralCollapse(run_dir="run")
+    trainer(monitor, max_epochs=2).fit(Toy(), train_loader())
+    lines = [line for line in capsys.readouterr().out.splitlines() if "|" in line]
+    assert [line.split("|")[0].strip() for line in lines] == ["epoch", "0", "1", "2"]
+
+
+@pytest.mark.parametrize("late", [True, False], ids=["monitor_last", "monitor_first"])
+def test_early_stopping_and_checkpoints_can_monitor_it(late: bool) -> None:
+    monitor = NeuralCollapse(run_dir="run", verbose=False)
+    stop = EarlyStopping("nc/train/nc1", divergence_threshold=-1.0)  # stops at its first check
+    best = ModelCheckpoint(dirpath="best", monitor="nc/val/error", filename="best")
+    callbacks = [stop, best, monitor] if late else [monitor, stop, best]
+    fit = trainer(*callbacks, max_epochs=5, enable_checkpointing=True)
+    fit.fit(Toy(), train_loader(), val_loader())
+    assert fit.current_epoch == 1
+    assert Path("best/best.ckpt").is_file()
+
+
+# -- when ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "epochs"),
+    [(4, [0, 4, 8, 10]), ([1, 3], [0, 1, 3, 10]), ("every_epoch", list(range(11)))],
+    ids=["period", "list", "every_epoch"],
+)
+def test_the_schedule_decides_and_both_ends_are_always_measured(
+    schedule: Any, epochs: list[int]
+) -> None:
+    monitor = fitted(max_epochs=10, schedule=schedule)
+    assert monitor.history["epoch"].unique().tolist() == epochs
+
+
+def test_the_policy_can_be_overridden_in_python() -> None:
+    class Odd(NeuralCollapse):
+        def should_measure(self, epoch: int, trainer: pl.Trainer) -> bool:
+            return epoch % 2 == 1
+
+    monitor = Odd(run_dir="run", verbose=False)
+    trainer(monitor, max_epochs=6).fit(Toy(), train_loader())
+    assert monitor.history["epoch"].tolist() == [0, 1, 3, 5, 6]
+
+
+def test_the_last_epoch_is_measured_however_the_run_ends() -> None:
+    by_steps = NeuralCollapse(run_dir="a", verbose=False, schedule=100)
+    trainer(by_steps, max_epochs=-1, max_steps=4).fit(Toy(), train_loader())
+    assert by_steps.history["step"].tolist() == [0, 4]
+
+    stopped = NeuralCollapse(run_dir="b", verbose=False, schedule=100)
+    stop = EarlyStopping("val_loss", patience=1, min_delta=100.0)
+    logger = CSVLogger("logs")
+    trainer(stopped, stop, max_epochs=50, logger=logger).fit(Toy(), train_loader(), val_loader())
+    assert stopped.history["epoch"].unique().tolist() == [0, 2]
+    logged = pd.read_csv(Path(logger.log_dir) / "metrics.csv")["nc/epoch"].dropna()
+    assert logged.tolist() == [0, 2]
+
+
+class Steady(Toy):
+    """Without dropout: Lightning's checkpoints do not hold random states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body[3] = nn.Identity()
+
+
+def test_a_resumed_run_continues_history_clock_and_schedule() -> None:
+    def run(folder: str, epochs: int, checkpoint: str | None = None) -> pd.DataFrame:
+        pl.seed_everything(3, verbose=False)
+        monitor = NeuralCollapse(run_dir=folder, verbose=False, schedule=2)
+        keep = ModelCheckpoint(dirpath="ckpt", filename=folder)
+        fit = trainer(monitor, keep, max_epochs=epochs, enable_checkpointing=True)
+        fit.fit(Steady(), train_loader(shuffle=False), ckpt_path=checkpoint, weights_only=True)
+        return monitor.history.drop(columns="seconds")
+
+    whole = run("whole", 8)
+    run("part", 3)
+    resumed = run("rest", 8, "ckpt/part.ckpt")
+    assert resumed["epoch"].tolist() == [0, 2, 3, 4, 6, 8]  # 3 was the end of the first part
+    assert whole["tpt_active"].iloc[-1] == 1  # or the clock would have nothing to continue
+    continued = resumed.query("epoch != 3").reset_index(drop=True)
+    pd.testing.assert_frame_equal(continued, whole, rtol=1e-9)
+    pd.testing.assert_frame_equal(read_history("rest").drop(columns="seconds"), resumed)
+
+
+def test_the_test_set_is_measured_against_the_last_train_means() -> None:
+    monitor, module = NeuralCollapse(run_dir="run", verbose=False), Toy()
+    fit = trainer(monitor, max_epochs=1)
+    fit.fit(module, train_loader(), val_loader())
+    fit.test(module, val_loader(), verbose=False)
+    inputs, labels = blobs(21, seed=1)
+    assert monitor.report is not None
+    expected = measure_collapse(
+        by_hand(module, inputs), labels, module.head.weight, reference=monitor.report.moments
+    )
+    row = monitor.history.query("split == 'test'").iloc[0]
+    assert row["ncc_accuracy"] == expected.ncc_accuracy
+    assert fit.callback_metrics["nc/test/nc1"] == pytest.approx(expected.nc1, rel=1e-6)
+    assert read_history("run")["split"].tolist()[-1] == "test"
+
+
+# -- bad input -------------------------------------------------------------------------------------
+
+
+class Regression(Toy):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self(batch[0]).square().mean()
+
+
+class TwoHeads(Toy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        features = self.body(x)
+        return self.head(features), self.other(features)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self(batch[0])[0].mean()
+
+
+class NoLinear(Regression):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Sequential(nn.Conv1d(6, 3, 1), nn.Flatten()), nn.Identity()
+
+    def on_train_epoch_start(self) -> None: ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x[..., None])
+
+
+class Tokens(Regression):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x)[:, None].expand(-1, 4, -1))
+
+
+class NoForward(Regression):
+    forward = pl.LightningModule.forward
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.head(self.body(batch[0])).mean()
+
+
+class OneOutput(Regression):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 1)
+
+
+def labelled(labels: Tensor) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(blobs(len(labels))[0], labels), batch_size=16)
+
+
+INPUT, LABELS = blobs()
+
+
+@pytest.mark.parametrize(
+    ("module", "loader", "options", "message"),
+    [
+        (NoLinear, None, {}, "no nn.Linear.*Conv1d"),
+        (TwoHeads, None, {}, r"two or more.*'head' \(8 to 3\), 'other' \(8 to 5\)"),
+        (Regression, labelled(LABELS + 1), {}, r"labels must lie in \[0, 3\), but one is 3"),
+        (Regression, labelled(LABELS - 1), {}, "labels must not be negative, but one is -1"),
+        (Regression, labelled(LABELS.float()), {}, "labels must be integers.*float32"),
+        (Regression, labelled(torch.ones(45, 3)), {}, r"shape \(N,\).*\(16, 3\).*one-hot"),
+        (Regression, labelled(torch.ones(45, dtype=torch.int64)), {}, "one class"),
+        (Tokens, None, {}, r"features must have shape \(N, d\).*\(16, 4, 8\)"),
+        (OneOutput, None, {}, "'head' has 1 output"),
+        (NoForward, None, {}, "cannot run the network.*pass forward="),
+        (Toy, None, {"classifier": "haed"}, "no module named 'haed'; did you mean 'head'"),
+        (Toy, None, {"num_classes": 7}, "num_classes=7.*'head' has 3 outputs"),
+        (Toy, DataLoader([{"a": 1.0}] * 4), {}, "cannot tell inputs and labels.*keys a"),
+    ],
+    ids=[
+        "no_linear", "two_heads", "labels_too_large", "labels_negative", "labels_real",
+        "labels_multi", "one_class", "features_3d", "one_output", "no_forward", "wrong_name",
+        "wrong_num_classes", "unknown_batch",
+    ],
+)  # fmt: skip
+def test_a_misconfiguration_is_refused_before_the_first_step(
+    module: type[Toy], loader: Any, options: dict[str, Any], message: str
+) -> None:
+    network = module()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    fit = trainer(NeuralCollapse(run_dir="run", verbose=False, **options))
+    with pytest.raises(InputError, match=message):
+        fit.fit(network, loader or train_loader())
+    assert fit.global_step == 0
+    torch.testing.assert_close(dict(network.state_dict()), before, rtol=0, atol=0)
+
+
+def test_an_empty_loader_is_an_error_not_a_silent_nothing() -> None:
+    loader = train_loader(Recording(3), drop_last=True)
+    fit = trainer(NeuralCollapse(run_dir="run", verbose=False))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Total length of `DataLoader`", UserWarning)
+        with pytest.raises(InputError, match="training loader is empty"):
+            fit.fit(Toy(), loader)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"on_error": "ignore"}, "on_error=.*'warn', 'raise'.*'ignore'"),
+        ({"splits": ("val",)}, "splits=.*train"),
+        ({"schedule": "daily"}, "schedule=.*'papyan'.*'daily'"),
+        ({"schedule": 0}, "at least 1"),
+        ({"schedule": [1, -2]}, "got -2"),
+    ],
+)
+def test_a_wrong_option_is_refused_at_once(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        NeuralCollapse(**options)
+
+
+def test_a_missing_validation_set_is_said_once() -> None:
+    with pytest.warns(UserWarning, match="no validation data") as caught:
+        trainer(NeuralCollapse(run_dir="run", verbose=False)).fit(Toy(), train_loader())
+    assert len([w for w in caught if "no validation data" in str(w.message)]) == 1
+
+
+def test_a_batch_that_is_a_mapping_is_understood_and_a_hook_takes_any_other() -> None:
+    class Dicts(Toy):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return nn.functional.cross_entropy(self(batch["image"]), batch["label"])
+
+    rows = [{"image": x, "label": y} for x, y in zip(*blobs(), strict=True)]
+    known = NeuralCollapse(run_dir="a", verbose=False, splits=("train",))
+    trainer(known, max_epochs=1).fit(Dicts(), DataLoader(rows, batch_size=16))  # type: ignore[arg-type]
+
+    class Odd(Toy):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return nn.functional.cross_entropy(self(batch["q"]), batch["z"])
+
+    odd = [{"q": x, "z": y} for x, y in zip(*blobs(), strict=True)]
+    hooked = NeuralCollapse(
+        run_dir="b", verbose=False, splits=("train",), batch_to_xy=lambda b: (b["q"], b["z"])
+    )
+    trainer(hooked, max_epochs=1).fit(Odd(), DataLoader(odd, batch_size=16))  # type: ignore[arg-type]
+    for monitor in (known, hooked):
+        assert monitor.history["min_class_count"].tolist() == [15, 15]
+
+
+def test_a_forward_of_the_users_own_is_used() -> None:
+    monitor = NeuralCollapse(
+        run_dir="run",
+        verbose=False,
+        splits=("train",),
+        forward=lambda module, x: module.head(module.body(x)),
+    )
+    trainer(monitor, max_epochs=1).fit(NoForward(), train_loader())
+    assert monitor.history["nc1"].notna().all()
+
+
+def test_it_works_alone_and_in_a_list_in_both_distributions() -> None:
+    lightning = pytest.importorskip("lightning.pytorch")
+
+    class Other(lightning.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.toy = Toy()
+
+        def forward(self, x: Tensor) -> Any:
+            return self.toy(x)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), 0.05)
+
+    for number, pass_alone in enumerate((True, False)):
+        monitor = NeuralCollapse(run_dir=f"run{number}", verbose=False, splits=("train",))
+        fit = lightning.Trainer(
+            max_epochs=1,
+            callbacks=monitor if pass_alone else [monitor],
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        fit.fit(Other(), train_loader())
+        assert monitor.history["epoch"].tolist() == [0, 1]
