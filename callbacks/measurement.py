@@ -45,6 +45,7 @@ class Measurement:
         module: The module it trains.
         options: The user's.
         name: Name of the classifier; set by :meth:`probe`.
+        dtype: Precision of its input.
         weight: Its weight, ``(K, d)``.
     """
 
@@ -52,6 +53,7 @@ class Measurement:
     module: pl.LightningModule
     options: Options
     name: str = field(default="", init=False)
+    dtype: str = field(default="", init=False)
     weight: torch.Tensor = field(default_factory=lambda: torch.empty(0, 0), init=False)
 
     def loaders(self) -> dict[str, Any]:
@@ -88,7 +90,7 @@ class Measurement:
         loader = self.loaders()["train"]
         with evaluating(self.trainer, self.module), self._tap() as tap:
             try:
-                next(iter(self._pass(loader, tap)))
+                features, _, _ = next(iter(self._pass(loader, tap)))
             except InputError:
                 raise
             except StopIteration:
@@ -99,7 +101,20 @@ class Measurement:
                     f"{type(error).__name__}: {error}. It calls module(inputs) with the first "
                     "element of the batch; pass forward= or batch_to_xy= if yours needs more"
                 ) from error
+        self.dtype = str(features.dtype).removeprefix("torch.")
         self._adopt(tap)
+
+    def facts(self) -> dict[str, Any]:
+        """Describe what is measured and how, for the run's record."""
+        sizes = {split: _size(loader) for split, loader in self.loaders().items()}
+        return {
+            "classifier": self.name,
+            "num_classes": self.weight.shape[0],
+            "feature_dim": self.weight.shape[1],
+            "feature_dtype": self.dtype,
+            "convention": "class-balanced",
+            "splits": {split: size for split, size in sizes.items() if size is not None},
+        }
 
     def measure(self, loader: Any, reference: ClassMoments | None = None) -> CollapseReport:
         """Run the network over a clean loader and return the report.
@@ -148,6 +163,14 @@ class Measurement:
 def test_loader(trainer: pl.Trainer) -> Any:
     """Return a clean loader of the trainer's test set, the first if there are several."""
     return clean_loader(_several(trainer.test_dataloaders)[0])
+
+
+def _size(loader: Any) -> int | None:
+    """Return the number of samples a clean loader gives, where that is known beforehand."""
+    try:
+        return len(loader.sampler)
+    except (AttributeError, TypeError):
+        return None
 
 
 def _several(loaders: Any) -> list[Any]:

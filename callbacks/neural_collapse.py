@@ -15,13 +15,13 @@ from ncmonitor.bank import DEFAULT_BANK_BYTES
 from ncmonitor.callbacks._base import Base
 from ncmonitor.callbacks.clean_pass import BatchToXY, Forward
 from ncmonitor.callbacks.console import console_lines
+from ncmonitor.callbacks.ledger import Ledger
 from ncmonitor.callbacks.measurement import Measurement, Options, test_loader
-from ncmonitor.callbacks.rows import Row, history_row, log_key, log_values, names_of
+from ncmonitor.callbacks.rows import Row, log_key, log_values, names_of
 from ncmonitor.callbacks.run_log import RunLog, default_run_dir
 from ncmonitor.callbacks.schedule import Schedule, scheduled_epochs
 from ncmonitor.callbacks.wandb_axes import define_axes, record_measurement
 from ncmonitor.history import history_frame
-from ncmonitor.phase import PhaseClock, decay_time
 from ncmonitor.report import CollapseReport
 from ncmonitor.tap import FeatureTap
 
@@ -103,13 +103,10 @@ class NeuralCollapse(Base):
         self.verbose = verbose
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.report: CollapseReport | None = None
-        self.overhead_seconds = 0.0
         self._options = Options(
             classifier, num_classes, tuple(splits), dataloader, batch_to_xy, forward, bank_bytes
         )
-        self._clock = PhaseClock(tpt_accuracy)
-        self._wd_time = 0.0
-        self._rows: list[Row] = []
+        self._ledger = Ledger(tpt_accuracy)
         self._measurement: Measurement | None = None
         self._log: RunLog | None = None
 
@@ -126,7 +123,12 @@ class NeuralCollapse(Base):
     @property
     def history(self) -> pd.DataFrame:
         """Everything measured so far: one row per epoch and split, columns as in the catalogue."""
-        return history_frame(self._rows)
+        return history_frame(self._ledger.rows)
+
+    @property
+    def overhead_seconds(self) -> float:
+        """Time spent measuring in this process."""
+        return self._ledger.seconds
 
     # -- Lightning's hooks -------------------------------------------------------------------------
 
@@ -146,16 +148,13 @@ class NeuralCollapse(Base):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the classifier, open the files and measure the untrained network."""
         epoch = trainer.current_epoch
-        if trainer.global_step == 0:  # a new run, not a resumed one
-            self._rows, self._wd_time = [], 0.0
-            self._clock = PhaseClock(self._clock.accuracy)
-        self._rows = [row for row in self._rows if int(row["epoch"]) <= epoch]
+        self._ledger.begin(epoch, resumed=trainer.global_step > 0)
         self._measurement = Measurement(trainer, pl_module, self._options)
         self._measurement.probe()
         if "val" in self._options.splits and not trainer.enable_validation:
             warnings.warn("no validation data: only the training set is measured", stacklevel=2)
-        self._open(trainer)
-        if not any(row["epoch"] == epoch for row in self._rows):
+        self._open(trainer, self._measurement)
+        if epoch not in self._ledger.epochs:
             self._measure_and_log(trainer, epoch)
 
     def on_before_optimizer_step(
@@ -163,20 +162,19 @@ class NeuralCollapse(Base):
     ) -> None:
         """Advance the weight-decay clock by the step that is about to be made."""
         if self._measurement is not None:
-            self._wd_time += decay_time(optimizer, self._measurement.weight)
+            self._ledger.step(optimizer, self._measurement.weight)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure if this epoch is scheduled, and log where monitors can see it."""
         epoch = trainer.current_epoch + 1
-        if epoch != trainer.max_epochs and not self.should_measure(epoch, trainer):
-            return
-        values = self._measure(trainer, epoch)
-        if not trainer.barebones:
-            _log_dict(pl_module, values)
+        if epoch == trainer.max_epochs or self.should_measure(epoch, trainer):
+            values = self._measure(trainer, epoch)
+            if not trainer.barebones:
+                _log_dict(pl_module, values)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the last epoch if early stopping or ``max_steps`` made it the last."""
-        if all(int(row["epoch"]) < trainer.current_epoch for row in self._rows):
+        if trainer.current_epoch > max(self._ledger.epochs, default=-1):
             self._measure_and_log(trainer, trainer.current_epoch)
         if self._log is not None:
             self._log.finish(self.overhead_seconds)
@@ -191,53 +189,36 @@ class NeuralCollapse(Base):
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the test set against the last train means, as ``nc/test/...``."""
-        if self.report is None or self._measurement is None:
+        if self.report is None or self._measurement is None or self._log is None:
             return
         self._measurement.trainer, self._measurement.module = trainer, pl_module
-        row = self._row(trainer, "test", test_loader(trainer), trainer.current_epoch)
-        if self._log is not None:
-            self._log.append([row])
-        self._rows.append(row)
-        _log_dict(pl_module, log_values([row], self.prefix))
+        rows = [self._row("test", test_loader(trainer), trainer.current_epoch)]
+        self._ledger.rows += rows
+        self._log.append(rows)
+        _log_dict(pl_module, log_values(rows, self.prefix))
 
     def state_dict(self) -> dict[str, Any]:
         """Return history and clocks as plain values, which load with ``weights_only=True``."""
-        return {
-            "rows": [dict(row) for row in self._rows],
-            "clock": self._clock.state_dict(),
-            "wd_time": self._wd_time,
-        }
+        return self._ledger.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue history and clocks where a checkpoint left them."""
-        self._rows = [dict(row) for row in state_dict["rows"]]
-        self._clock = PhaseClock(**state_dict["clock"])
-        self._wd_time = state_dict["wd_time"]
+        self._ledger.load_state_dict(state_dict)
 
     # -- the work ----------------------------------------------------------------------------------
 
-    def _open(self, trainer: pl.Trainer) -> None:
-        measurement = self._measurement
-        assert measurement is not None  # made by on_train_start
-        facts = {
-            "classifier": measurement.name,
-            "num_classes": measurement.weight.shape[0],
-            "feature_dim": measurement.weight.shape[1],
-            "convention": "class-balanced",
-            "schedule": str(self.schedule),
-        }
+    def _open(self, trainer: pl.Trainer, measurement: Measurement) -> None:
+        """Open the run's files and tell the loggers what will come and how it is measured."""
+        facts = measurement.facts() | {"schedule": str(self.schedule)}
         if not trainer.fast_dev_run:
-            keys = [
-                log_key(self.prefix, split, name)
-                for split in measurement.loaders()
-                for name in names_of(split)
-            ]
+            splits = measurement.loaders()
+            keys = [log_key(self.prefix, split, n) for split in splits for n in names_of(split)]
             define_axes(trainer.loggers, f"{self.prefix}/epoch", keys)
             record_measurement(trainer.loggers, facts)
         self.run_dir = self.run_dir or default_run_dir(trainer)
         writes = trainer.is_global_zero and not trainer.fast_dev_run
         self._log = RunLog(self.run_dir, active=writes)
-        self._log.start(self._rows, facts, trainer.max_epochs or -1)
+        self._log.start(self._ledger.rows, facts, trainer.max_epochs or -1)
 
     def _measure_and_log(self, trainer: pl.Trainer, epoch: int) -> None:
         """Measure outside an epoch, where Lightning drops what ``log_dict`` gets."""
@@ -249,28 +230,24 @@ class NeuralCollapse(Base):
         """Measure every split, keep and write the rows, and return what is to be logged."""
         assert self._measurement is not None and self._log is not None  # made by on_train_start
         self.report = None  # a split is never measured against the means of older weights
-        rows = [
-            self._row(trainer, split, loader, epoch)
-            for split, loader in self._measurement.loaders().items()
-        ]
-        position = len({row["epoch"] for row in self._rows})
-        self._rows += rows
+        position = len(self._ledger.epochs)
+        rows = [self._row(*each, epoch) for each in self._measurement.loaders().items()]
+        self._ledger.rows += rows
         self._log.append(rows)
         if self.verbose:
             for line in console_lines(rows[0], position):
                 self._measurement.module.print(line)
         return log_values(rows, self.prefix)
 
-    def _row(self, trainer: pl.Trainer, split: str, loader: Any, epoch: int) -> Row:
+    def _row(self, split: str, loader: Any, epoch: int) -> Row:
+        assert self._measurement is not None
         started = time.perf_counter()
         report = self._report(split, loader, epoch)
-        if split == "train" and report is not None:
+        if split == "train":
             self.report = report
-            self._clock.update(epoch, report.error)
-        phase = {**self._clock.as_dict(), "wd_time": self._wd_time}
         seconds = time.perf_counter() - started
-        self.overhead_seconds += seconds
-        return history_row(epoch, trainer.global_step, split, report, phase, seconds)
+        step = self._measurement.trainer.global_step
+        return self._ledger.row(epoch, step, split, report, seconds)
 
     def _report(self, split: str, loader: Any, epoch: int) -> CollapseReport | None:
         """Return the report of a split, or ``None`` with a warning if it cannot be had."""
@@ -284,8 +261,8 @@ class NeuralCollapse(Base):
                 raise InputError("the training set holds one class; neural collapse needs two")
             return report
         except Exception as error:
-            misconfigured = isinstance(error, InputError) and not isinstance(error, MeasurementError)
-            if self.on_error == "raise" or (misconfigured and not self._rows):
+            wrong_input = isinstance(error, InputError) and not isinstance(error, MeasurementError)
+            if self.on_error == "raise" or (wrong_input and not self._ledger.rows):
                 raise
             warnings.warn(
                 f"neural collapse of {split} after epoch {epoch} is nan, training goes on: "

@@ -16,6 +16,10 @@ PAPYAN_EPOCHS: Final = (
     *range(1, 15), 16, 17, 19, 20, 22, 24, 27, 29, 32, 35, 38, 42, 45, 50, 54, 59, 65, 71, 77, 85,
     92, 101, 110, 121, 132, 144, 158, 172, 188, 206, 225, 245, 268, 293, 320, 350,
 )  # fmt: skip
+_EXPECTED: Final = (
+    "schedule= must be 'every_epoch', 'papyan', 'log', a number of epochs or a list of epochs, "
+    "but is {!r}"
+)
 _LOG_POINTS: Final = 50  # as many as the paper's list has
 
 
@@ -37,23 +41,24 @@ def scheduled_epochs(schedule: Schedule, max_epochs: int | None) -> Collection[i
         return 1
     if isinstance(schedule, str):
         return _named(schedule, max_epochs)
-    if isinstance(schedule, int):
+    if isinstance(schedule, (int, np.integer)):
         if schedule < 1:
             raise InputError(f"schedule= as a period must be at least 1 epoch, but is {schedule}")
-        return schedule
+        return int(schedule)
+    if not isinstance(schedule, Iterable):
+        raise InputError(_EXPECTED.format(schedule))
     epochs = set(schedule)
-    wrong = sorted(repr(e) for e in epochs if not isinstance(e, int) or e < 0)
+    wrong = sorted(repr(e) for e in epochs if not isinstance(e, (int, np.integer)) or e < 0)
     if wrong:
-        raise InputError(f"schedule= must list completed epochs (0, 1, ...), got {', '.join(wrong)}")
-    return epochs
+        raise InputError(
+            f"schedule= must list completed epochs (0, 1, ...), got {', '.join(wrong)}"
+        )
+    return {int(epoch) for epoch in epochs}
 
 
 def _named(schedule: str, max_epochs: int | None) -> Collection[int]:
     if schedule not in ("papyan", "log"):
-        raise InputError(
-            "schedule= must be 'every_epoch', 'papyan', 'log', a number of epochs or a list of "
-            f"epochs, but is {schedule!r}"
-        )
+        raise InputError(_EXPECTED.format(schedule))
     if max_epochs is None or max_epochs < 1:
         raise InputError(f"schedule={schedule!r} needs Trainer(max_epochs=...) to be set")
     if schedule == "papyan":

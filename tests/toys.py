@@ -63,7 +63,7 @@ class Toy(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
-        self.losses.append(float(loss))
+        self.losses.append(loss.item())
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -75,6 +75,12 @@ class Toy(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), self.lr, momentum=0.9, weight_decay=1e-2)
         return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)]
+
+
+class TrainOnly(Toy):
+    """Without a validation loop."""
+
+    validation_step = pl.LightningModule.validation_step
 
 
 def train_loader(dataset: Dataset[Any] | None = None, **changes: Any) -> DataLoader[Any]:

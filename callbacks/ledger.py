@@ -1,0 +1,69 @@
+"""What a run has measured so far, and the clocks that run beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ncmonitor.callbacks.rows import Row, history_row
+from ncmonitor.phase import PhaseClock, decay_time
+from ncmonitor.report import CollapseReport
+
+
+class Ledger:
+    """Rows of the history, the clock of the terminal phase, and weight-decay time.
+
+    Args:
+        tpt_accuracy: Train accuracy that marks the effective start of the terminal phase.
+
+    Attributes:
+        rows: One per measured epoch and split.
+        seconds: Time spent measuring in this process.
+    """
+
+    def __init__(self, tpt_accuracy: float) -> None:
+        self.rows: list[Row] = []
+        self.seconds = 0.0
+        self._clock = PhaseClock(tpt_accuracy)
+        self._wd_time = 0.0
+
+    def begin(self, epoch: int, *, resumed: bool) -> None:
+        """Start at ``epoch``: a new run from nothing, a resumed one from what its checkpoint knew."""
+        if not resumed:
+            self.rows, self._wd_time, self.seconds = [], 0.0, 0.0
+            self._clock = PhaseClock(self._clock.accuracy)
+        self.rows = [row for row in self.rows if int(row["epoch"]) <= epoch]
+
+    @property
+    def epochs(self) -> list[int]:
+        """The measured epochs, ascending."""
+        return sorted({int(row["epoch"]) for row in self.rows})
+
+    def step(self, optimizer: torch.optim.Optimizer, weight: torch.Tensor) -> None:
+        """Count a step of the optimizer that is about to be made."""
+        self._wd_time += decay_time(optimizer, weight)
+
+    def row(
+        self, epoch: int, step: int, split: str, report: CollapseReport | None, seconds: float
+    ) -> Row:
+        """Make the row of a split, advancing the clock by the training set's error."""
+        if split == "train" and report is not None:
+            self._clock.update(epoch, report.error)
+        self.seconds += seconds
+        phase = {**self._clock.as_dict(), "wd_time": self._wd_time}
+        return history_row(epoch, step, split, report, phase, seconds)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything as plain values, which load with ``weights_only=True``."""
+        return {
+            "rows": [dict(row) for row in self.rows],
+            "clock": self._clock.state_dict(),
+            "wd_time": self._wd_time,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken."""
+        self.rows = [dict(row) for row in state["rows"]]
+        self._clock = PhaseClock(**state["clock"])
+        self._wd_time = state["wd_time"]
