@@ -52,9 +52,9 @@ def default_batch_to_xy(batch: Any) -> tuple[Any, Any]:
 def clean_loader(loader: Any, limit: int | None = None) -> Any:
     """Return a loader of the same data set without shuffling, sampling or dropped samples.
 
-    It has a generator of its own: merely iterating over a ``DataLoader`` draws from the global one
-    and would change the training. Weighted, subset and batch samplers are replaced, so the whole
-    data set is measured.
+    Weighted, subset and batch samplers are replaced, so the whole data set is measured. To be
+    iterated inside :func:`evaluating`: even without shuffling, a ``DataLoader`` draws from the
+    global generator, which would change the training.
 
     Args:
         loader: The user's loader; anything that is no ``DataLoader`` is returned as it is.
@@ -78,7 +78,6 @@ def clean_loader(loader: Any, limit: int | None = None) -> Any:
         pin_memory=loader.pin_memory,
         timeout=loader.timeout,
         multiprocessing_context=loader.multiprocessing_context,
-        generator=torch.Generator().manual_seed(_SEED),
         **order,
     )
 
@@ -142,9 +141,6 @@ class CleanPass:
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Run the network over the loader."""
         _seed()
-        generator = getattr(self.loader, "generator", None)
-        if isinstance(generator, torch.Generator):
-            generator.manual_seed(_SEED)
         for batch in self.loader:
             inputs, labels = self.batch_to_xy(self._transfer(batch))
             tapped = self._run(inputs)

@@ -229,7 +229,6 @@ class NeuralCollapse(Base):
     def _measure(self, trainer: pl.Trainer, epoch: int) -> dict[str, float]:
         """Measure every split, keep and write the rows, and return what is to be logged."""
         assert self._measurement is not None and self._log is not None  # made by on_train_start
-        self.report = None  # a split is never measured against the means of older weights
         position = len(self._ledger.epochs)
         rows = [self._row(*each, epoch) for each in self._measurement.loaders().items()]
         self._ledger.rows += rows
@@ -243,7 +242,7 @@ class NeuralCollapse(Base):
         assert self._measurement is not None
         started = time.perf_counter()
         report = self._report(split, loader, epoch)
-        if split == "train":
+        if split == "train":  # also if None: no split is measured against means of older weights
             self.report = report
         seconds = time.perf_counter() - started
         step = self._measurement.trainer.global_step

@@ -16,12 +16,17 @@ from cases import seeded
 CLASSES, DIM = 3, 8
 
 
-def blobs(samples: int = 45, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+def blobs(samples: int = 45, *, seed: int = 0, noise: float = 0.5) -> tuple[Tensor, Tensor]:
     """Three separable classes, ``(samples, 6)``, in a fixed order."""
     generator = seeded(seed)
     labels = torch.arange(samples) % CLASSES
     means = 2 * torch.randn(CLASSES, 6, generator=seeded(0))
-    return means[labels] + 0.5 * torch.randn(samples, 6, generator=generator), labels
+    return means[labels] + noise * torch.randn(samples, 6, generator=generator), labels
+
+
+def val_blobs() -> tuple[Tensor, Tensor]:
+    """Overlapping classes: their own means and the training set's decide differently."""
+    return blobs(30, seed=4, noise=2.5)
 
 
 class Recording(Dataset[tuple[Tensor, Tensor]]):
@@ -89,7 +94,7 @@ def train_loader(dataset: Dataset[Any] | None = None, **changes: Any) -> DataLoa
 
 
 def val_loader() -> DataLoader[Any]:
-    return DataLoader(TensorDataset(*blobs(21, seed=1)), batch_size=8)
+    return DataLoader(TensorDataset(*val_blobs()), batch_size=8)
 
 
 def trainer(*callbacks: pl.Callback, max_epochs: int = 3, **changes: Any) -> pl.Trainer:

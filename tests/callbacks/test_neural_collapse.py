@@ -23,7 +23,7 @@ from ncmonitor.callbacks import NeuralCollapse
 from ncmonitor.catalogue import CATALOGUE, FIT_NAMES, METRIC_NAMES, PHASE_NAMES
 from ncmonitor.history import COLUMNS, read_history
 from ncmonitor.provenance import read_run
-from toys import CLASSES, Recording, Toy, TrainOnly, blobs, train_loader, trainer, val_loader
+from toys import CLASSES, Recording, Toy, TrainOnly, blobs, train_loader, trainer, val_blobs, val_loader
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +108,20 @@ def test_a_failing_measurement_is_a_row_of_nan_and_the_training_goes_on_untouche
     torch.testing.assert_close(module.state_dict(), alone.state_dict(), rtol=0, atol=0)
 
 
+def test_a_split_is_never_measured_against_the_means_of_older_weights() -> None:
+    class FailsOnTrain(Toy):
+        def forward(self, x: Tensor) -> Tensor:
+            measuring = not self.training and self.trainer.state.stage == "validate"
+            if measuring and self.trainer.global_step == 6 and len(x) == 16:
+                raise RuntimeError("boom")
+            return super().forward(x)
+
+    monitor = NeuralCollapse(run_dir="run", verbose=False)
+    with pytest.warns(RuntimeWarning, match="train after epoch 2"):
+        trainer(monitor).fit(FailsOnTrain(), train_loader(), val_loader())
+    assert monitor.history.groupby("epoch")["ncc_accuracy"].count().tolist() == [2, 2, 0, 2]
+
+
 def test_a_failing_measurement_can_be_made_to_stop_the_run() -> None:
     monitor = NeuralCollapse(run_dir="run", verbose=False, splits=("train",), on_error="raise")
     with pytest.raises(RuntimeError, match="boom"):
@@ -141,9 +155,11 @@ def test_the_numbers_are_those_of_features_collected_by_hand() -> None:
     inputs, labels = blobs()
     head = (module.head.weight, module.head.bias)
     train = measure_collapse(by_hand(module, inputs), labels, *head)
-    val_inputs, val_labels = blobs(21, seed=1)
+    val_inputs, val_labels = val_blobs()
     features = by_hand(module, val_inputs)
     val = measure_collapse(features, val_labels, *head, reference=train.moments)
+    own = measure_collapse(features, val_labels, *head)
+    assert own.ncc_accuracy != val.ncc_accuracy  # or the reference could be left out unseen
     last = monitor.history.query("epoch == 3").set_index("split")
     for split, report in (("train", train), ("val", val)):
         row = last.loc[split]
@@ -176,7 +192,7 @@ def test_weight_decay_time_counts_every_optimizer_step() -> None:
 # -- it logs ---------------------------------------------------------------------------------------
 
 
-def expected_keys(*, reached: bool = True) -> set[str]:
+def expected_keys() -> set[str]:
     names = [*FIT_NAMES, *METRIC_NAMES]
     keys = {f"nc/train/{n}" for n in names} | {f"nc/tpt/{n}" for n in PHASE_NAMES}
     keys |= {f"nc/val/{n}" for n in names if not CATALOGUE[n].classifier_only}
@@ -189,6 +205,7 @@ def test_the_csv_logger_has_exactly_the_keys_of_the_design_and_every_epoch() -> 
     trainer(monitor, max_epochs=6, logger=logger).fit(Toy(), train_loader(), val_loader())
     table = pd.read_csv(Path(logger.log_dir) / "metrics.csv")
     assert {c for c in table.columns if c.startswith("nc/")} == expected_keys()
+    assert "nan" not in (Path(logger.log_dir) / "metrics.csv").read_text()  # not reached: not logged
     rows = table.dropna(subset=["nc/epoch"])
     assert rows["nc/epoch"].tolist() == list(range(7))
     mine = monitor.history.query("split == 'train'")
@@ -321,7 +338,7 @@ def test_the_test_set_is_measured_against_the_last_train_means() -> None:
     fit = trainer(monitor, max_epochs=1)
     fit.fit(module, train_loader(), val_loader())
     fit.test(module, val_loader(), verbose=False)
-    inputs, labels = blobs(21, seed=1)
+    inputs, labels = val_blobs()
     assert monitor.report is not None
     expected = measure_collapse(
         by_hand(module, inputs), labels, module.head.weight, reference=monitor.report.moments
