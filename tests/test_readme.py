@@ -1,0 +1,59 @@
+"""The README is true: its code runs, its table is the catalogue's."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from torch.utils.data import DataLoader
+
+from ncmonitor.catalogue import FIT, METRICS, PHASE
+from toys import Toy, train_loader, val_loader
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+def metrics_table() -> str:
+    lines = ["| name | what it says | definition | at collapse | source |", "|---|---|---|---|---|"]
+    for quantity in (*METRICS, *FIT, *PHASE):
+        target = "" if quantity.collapse is None else f"{quantity.collapse:g}"
+        definition = quantity.definition.replace("|", "\\|")
+        cells = (f"`{quantity.name}`", quantity.meaning, definition, target, quantity.source)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def python_blocks() -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.S | re.M)
+
+
+def test_the_table_of_metrics_is_that_of_the_catalogue() -> None:
+    text = README.read_text(encoding="utf-8")
+    found = re.search(r"<!-- metrics:.*?-->\n(.*?)\n<!-- /metrics -->", text, re.S)
+    assert found and found[1] == metrics_table(), f"the README should have:\n{metrics_table()}"
+
+
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.parametrize("block", python_blocks(), ids=lambda block: block.split("\n")[0])
+def test_every_python_block_runs(
+    block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    loaders: tuple[DataLoader[object], ...] = (train_loader(), val_loader())
+    small = block.replace("max_epochs=350", "max_epochs=1, accelerator='cpu', logger=False")
+    small = small.replace("fit(model, datamodule)", "fit(model, *loaders)")
+    exec(compile(small, "README.md", "exec"), {"model": Toy(), "loaders": loaders})
+
+
+def test_every_command_it_names_exists() -> None:
+    from ncmonitor.cli import main
+
+    blocks = "".join(re.findall(r"```bash\n(.*?)```", README.read_text(encoding="utf-8"), re.S))
+    words = set(re.findall(r"^ncmonitor (\w+)", blocks, re.M))
+    assert words == {"recipes", "fit", "report"}
+    for word in words:
+        with pytest.raises(SystemExit) as done:
+            main([word, "--help"])
+        assert done.value.code == 0
