@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from ncmonitor._checks import InputError
 
-Schedule = str | int | Iterable[int]
+Schedule = str | int | np.integer[Any] | Iterable[int]
 
 #: The epochs of Papyan, Han & Donoho 2020 for 350 epochs of training, from the authors' notebook.
 PAPYAN_EPOCHS: Final = (
@@ -37,10 +37,8 @@ def scheduled_epochs(schedule: Schedule, max_epochs: int | None) -> Collection[i
     Raises:
         InputError: If the schedule is none of these, or needs ``max_epochs`` and has none.
     """
-    if schedule == "every_epoch":
-        return 1
     if isinstance(schedule, str):
-        return _named(schedule, max_epochs)
+        return 1 if schedule == "every_epoch" else _named(schedule, max_epochs)
     if isinstance(schedule, (int, np.integer)):
         if schedule < 1:
             raise InputError(f"schedule= as a period must be at least 1 epoch, but is {schedule}")

@@ -1,0 +1,11 @@
+"""Bundled experiments: networks, data, and YAML files that train them to collapse.
+
+``ncmonitor recipes`` lists them, ``ncmonitor fit NAME`` runs one. Nothing is imported here, so that
+listing the recipes needs no torch:
+
+- :mod:`ncmonitor.recipes.bundled`: the YAML files in ``configs/`` and what each one claims
+- :mod:`ncmonitor.recipes.module`: ``ImageClassifier``, the LightningModule of every recipe
+- :mod:`ncmonitor.recipes.models`: the networks
+- :mod:`ncmonitor.recipes.data`: the data modules
+- :mod:`ncmonitor.recipes.fit`: the command, on LightningCLI
+"""

@@ -1,0 +1,88 @@
+"""What every test gets: fixed seeds, no screen, no network account, and the real image data."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+# Before anything imports wandb or matplotlib: they read these once. Commands that tests start
+# inherit them, so nobody's account, settings or caches are read or written.
+_SCRATCH = tempfile.TemporaryDirectory(prefix="ncmonitor-tests-")
+for _name in [n for n in os.environ if n.startswith(("WANDB_", "MPL"))]:
+    del os.environ[_name]
+os.environ |= {
+    "WANDB_MODE": "offline",
+    "WANDB_SILENT": "true",
+    "WANDB_ERROR_REPORTING": "false",
+    "WANDB_CONFIG_DIR": f"{_SCRATCH.name}/wandb-config",
+    "WANDB_CACHE_DIR": f"{_SCRATCH.name}/wandb-cache",
+    "WANDB_DATA_DIR": f"{_SCRATCH.name}/wandb-data",
+    "MPLBACKEND": "agg",
+    "MPLCONFIGDIR": f"{_SCRATCH.name}/matplotlib",
+    "TORCH_HOME": f"{_SCRATCH.name}/torch",
+}
+
+import numpy as np  # noqa: E402 - after the environment is set
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - the global generator is what the code under test must not touch
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def closed_figures() -> Iterator[None]:
+    yield
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    if pyplot is not None:
+        pyplot.close("all")
+
+
+def data_missing(reason: str) -> NoReturn:
+    """Skip the test, or fail it where NCMONITOR_REQUIRE_DATA=1 says that the data must be there."""
+    if os.environ.get("NCMONITOR_REQUIRE_DATA") == "1":
+        pytest.fail(f"NCMONITOR_REQUIRE_DATA=1, but {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def image_root(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Give the torchvision root that holds a data set: ``image_root("MNIST")``.
+
+    ``NCMONITOR_DATA`` names such a root; otherwise ``../shared/data`` is unpacked into a temporary
+    one, each data set when it is first asked for (MNIST half a second, CIFAR10 four).
+    """
+    unpack = ROOT.parent / "shared" / "data" / "unpack.py"
+    unpacked: set[str] = set()
+
+    def find(name: str) -> Path:
+        given = os.environ.get("NCMONITOR_DATA")
+        if given is not None:
+            folder = {"CIFAR10": "cifar-10-batches-py"}.get(name, name)
+            if not (Path(given) / folder).is_dir():
+                data_missing(f"NCMONITOR_DATA={given} holds no {folder}")
+            return Path(given)
+        if not unpack.is_file():
+            data_missing(
+                f"the real {name} images are not here: set NCMONITOR_DATA to a torchvision root"
+            )
+        root = tmp_path_factory.getbasetemp() / "image-data"
+        if name not in unpacked:
+            command = [sys.executable, str(unpack), str(root), "--only", name]
+            subprocess.run(command, check=True, capture_output=True, timeout=120)
+            unpacked.add(name)
+        return root
+
+    return find

@@ -1,0 +1,403 @@
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from histories import collapse, collapse_rows
+from ncmonitor import InputError
+from ncmonitor._verdict import cautions, headline, number, standings
+from ncmonitor.catalogue import CATALOGUE, METRICS
+from ncmonitor.history import start_history
+from ncmonitor.html import GROUPS, _some_epochs, write_report
+from ncmonitor.plots import PANELS
+
+HOSTILE = "\"'><script>alert(1)</script>&{{7*7}}"
+RUN: dict[str, Any] = {
+    "ncmonitor": "0.1.0",
+    "created": "2026-02-03T14:05:06+00:00",
+    "finished": "2026-02-03T14:05:50+00:00",
+    "command": "ncmonitor fit digits --seed_everything 0",
+    "commit": "0123abcd",
+    "dirty": True,
+    "versions": {"python": "3.11.7", "torch": "2.15.0"},
+    "machine": {"system": "Linux x86_64", "cpu_count": 2, "gpu": None},
+    "measurement": {
+        **{"classifier": "net.head", "num_classes": 10, "feature_dim": 64},
+        **{"feature_dtype": "float32", "convention": "class-balanced"},
+        **{"schedule": "every_epoch", "splits": {"train": 1437, "val": 360}},
+    },
+    "timing": {"fit_seconds": 40.0, "monitor_seconds": 6.0},
+    "max_epochs": 150,
+    "seed": 0,
+}
+VOID = {"meta", "br", "link", "img", "hr"}
+
+
+class Page(HTMLParser):
+    """Reads a page as a browser would: tags must nest, attributes are collected."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: Counter[str] = Counter()
+        self.attributes: list[tuple[str, str]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.text += data
+
+    def values(self, name: str) -> list[str]:
+        return [value for key, value in self.attributes if key == name]
+
+
+def make_run(folder: Path, rows: list[dict[str, Any]] | None = None, run: object = RUN) -> Path:
+    start_history(folder, collapse_rows() if rows is None else rows)
+    if run is not None:
+        (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    return folder
+
+
+def read(folder: Path) -> Page:
+    path = write_report(folder)
+    assert path == folder / "report.html"
+    assert path.stat().st_size < 1.5e6
+    return Page(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_run(tmp_path_factory.mktemp("runs") / "digits-7")
+    (folder / "wandb" / "offline-run-1-a").mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> Page:
+    return read(folder)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes a second and does not depend on what is tested."""
+    monkeypatch.setattr("ncmonitor.html.PANELS", ())
+    monkeypatch.setattr("ncmonitor.html.overview", lambda history: Figure())
+
+
+def test_the_page_holds_a_figure_per_panel_and_every_metric_name(page: Page) -> None:
+    assert page.tags["figure"] == len(PANELS)
+    assert page.tags["script"] == 0
+    words = set(page.text.split())
+    assert {entry.name for entry in METRICS} <= words
+    assert set(CATALOGUE) <= words
+    assert all(title in page.text for title in GROUPS.values())
+
+
+def test_every_group_of_the_catalogue_has_a_title() -> None:
+    assert {entry.group for entry in CATALOGUE.values()} == set(GROUPS)
+
+
+def test_every_definition_and_meaning_is_visible(page: Page) -> None:
+    for entry in CATALOGUE.values():
+        assert entry.meaning in page.text
+        assert re.sub(r"_\{?([^}_]*)\}?", r"\1", entry.definition)[:12] in page.text
+
+
+def test_the_page_fetches_nothing(page: Page) -> None:
+    for name, value in page.attributes:
+        if name in {"src", "href", "xlink:href", "data", "poster", "srcset", "action"}:
+            assert re.fullmatch(r"#[\w-]+|history\.csv|run\.json|figures/overview\.png", value)
+        assert "http" not in value or name.startswith("xmlns") or name == "http-equiv"
+        assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)", value))
+    assert "default-src 'none'; style-src 'unsafe-inline'" in page.values("content")
+
+
+def test_the_style_fetches_nothing(folder: Path, page: Page) -> None:
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    styles = "".join(re.findall(r"<style.*?</style>", text, flags=re.DOTALL))
+    assert "prefers-color-scheme" in styles
+    assert not re.search(r"@import|url\(|http|@font-face", styles)
+
+
+def test_ids_are_unique_and_every_reference_lands(page: Page) -> None:
+    ids = Counter(page.values("id"))
+    assert max(ids.values()) == 1
+    wanted = [v[1:] for k in ("href", "xlink:href") for v in page.values(k) if v.startswith("#")]
+    wanted += re.findall(r"url\(#([^)]*)\)", " ".join(v for _, v in page.attributes))
+    assert wanted
+    assert set(wanted) <= set(ids)
+
+
+def test_figures_take_the_colours_of_the_page(page: Page) -> None:
+    styles = " ".join(page.values("style"))
+    assert "var(--series-0)" in styles
+    assert "var(--tpt)" in styles
+    assert not re.search(r"#[0-9a-f]{6}", styles)
+
+
+def test_the_verdict_names_the_onset_and_the_age(page: Page) -> None:
+    assert (
+        "Training error first reached 0 at epoch 12; the last measurement, epoch 150, is in the "
+        "terminal phase, 138 epochs after it first began." in page.text
+    )
+    assert "came back once after it first vanished" in page.text
+    assert "1 of 151 measurements of the training set failed" in page.text
+
+
+def test_how_it_was_measured_and_where_it_comes_from_is_told(page: Page) -> None:
+    for told in (
+        *("net.head", "class-balanced", "every_epoch", "train 1437, val 360"),
+        *("6 s of the 40 s of the fit (15.0 %)", "3 February 2026, 14:05 UTC", "2.15.0"),
+        *("0123abcd, with uncommitted changes", "ncmonitor fit digits --seed_everything 0"),
+    ):
+        assert told in page.text
+
+
+@pytest.mark.parametrize(
+    ("epochs", "start", "chosen"),
+    [
+        (range(151), 12, [0, 1, 2, 5, 10, 12, 20, 50, 100, 150]),
+        (range(4), None, [0, 1, 2, 3]),
+        ([3, 7, 350], 7, [3, 7, 350]),
+        ([4], None, [4]),
+    ],
+)
+def test_selected_epochs_hold_the_first_the_onset_and_the_last(
+    epochs: Sequence[int], start: int | None, chosen: list[int]
+) -> None:
+    assert _some_epochs(epochs, start) == chosen
+
+
+def test_the_onset_is_marked_in_the_table_of_epochs(page: Page) -> None:
+    table = page.text[page.text.index("Selected epochs") : page.text.index("Every quantity")]
+    assert table.count("TPT starts") == 1
+    assert "12 TPT starts" in table
+
+
+def test_the_overview_is_written_beside_the_report(folder: Path, page: Page) -> None:
+    picture = (folder / "figures" / "overview.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) < 500_000
+
+
+def test_the_same_run_gives_the_same_page(folder: Path, page: Page) -> None:
+    first = (folder / "report.html").read_bytes()
+    assert write_report(folder).read_bytes() == first
+
+
+def test_no_path_of_the_machine_is_written(folder: Path, page: Page) -> None:
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert str(folder.parent) not in text
+    assert "wandb sync wandb/offline-run-1-a" in text
+    assert "wandb leet wandb/offline-run-1-a" in text
+
+
+def test_every_string_of_a_run_is_escaped(tmp_path: Path) -> None:
+    def poison(value: object) -> object:
+        if isinstance(value, dict):
+            return {f"{key}{HOSTILE}": poison(v) for key, v in value.items()} | value
+        return HOSTILE
+
+    run = {k: HOSTILE if isinstance(v, str) else v for k, v in RUN.items()}
+    run |= {k: poison(v) for k, v in RUN.items() if k in {"versions", "machine"}}
+    run["measurement"] = dict.fromkeys(RUN["measurement"], HOSTILE) | {"splits": {HOSTILE: 1}}
+    name = "run <script>alert(1)<script>&amp;"
+    folder = make_run(tmp_path / name, collapse_rows(range(3), splits=("train", HOSTILE)), run)
+    (folder / "wandb" / "offline-run-<script>").mkdir(parents=True)
+    page = read(folder)
+    assert page.tags["script"] == 0
+    assert name in page.text
+    assert page.text.count(HOSTILE) > 10
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize(
+    "run",
+    [
+        None,
+        [1, 2],
+        {},
+        dict.fromkeys(RUN),
+        dict.fromkeys(RUN, 3),
+        RUN | {"timing": {"monitor_seconds": "x"}, "max_epochs": "many", "created": "soon"},
+        RUN | {"timing": {"fit_seconds": 0.0, "monitor_seconds": 0.0}, "finished": None},
+    ],
+)
+def test_a_run_json_of_any_shape_has_a_report(run: object, tmp_path: Path) -> None:
+    page = read(make_run(tmp_path / "run", collapse_rows(range(3)), run))
+    assert "not recorded" in page.text
+    assert set(CATALOGUE) <= set(page.text.split())
+
+
+DEGENERATE = {
+    "one epoch": collapse_rows(range(1)),
+    "no validation": collapse_rows(range(20), splits=("train",)),
+    "validation only": collapse_rows(range(3), splits=("val",)),
+    "splits of several names": collapse_rows(range(20), splits=("train", "val0", "val1")),
+    "all nan": collapse_rows(range(4), failed=range(4)),
+    "last nan": collapse_rows(range(20), failed=(19,)),
+    "sparse": collapse_rows((0, 3, 20, 150)),
+    "test measured once": collapse_rows(range(20)) + collapse_rows([19], splits=("test",)),
+}
+
+
+@pytest.mark.parametrize("case", DEGENERATE)
+def test_a_degenerate_history_has_a_report(case: str, tmp_path: Path) -> None:
+    page = read(make_run(tmp_path / "run", DEGENERATE[case]))
+    assert page.tags["figure"] == len(PANELS)
+    assert set(CATALOGUE) <= set(page.text.split())
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"expected a run folder with a history\.csv"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("history", "said"),
+    [
+        (
+            collapse(exits=()),
+            "Training error reached 0 at epoch 12; the last measurement, epoch 150, is 138 epochs "
+            "into the terminal phase.",
+        ),
+        (
+            collapse(range(14), exits=()),
+            "Training error reached 0 at epoch 12; the last measurement, epoch 13, is 1 epoch "
+            "into the terminal phase.",
+        ),
+        (
+            collapse(range(13)),
+            "Training error reached 0 at epoch 12, the last measurement: the terminal phase "
+            "begins.",
+        ),
+        (
+            collapse((0, 5, 20, 150), onset=20, exits=()),
+            "Training error reached 0 by epoch 20 (the measurement before is epoch 5); the last "
+            "measurement, epoch 150, is 130 epochs into the terminal phase.",
+        ),
+        (
+            collapse(range(62)),
+            "Training error first reached 0 at epoch 12, but the last measurement, epoch 61, is "
+            "outside the terminal phase: the training error is 0.002088 again.",
+        ),
+        (
+            collapse(failed=(150,)),
+            "Training error reached 0 at epoch 12. Whether the network is still in the terminal "
+            "phase at epoch 150 is not known: that measurement gave no training error.",
+        ),
+        (
+            collapse(range(4)),
+            "The terminal phase was not reached: the training error is 0.2331 at the last "
+            "measurement, epoch 3.",
+        ),
+        (
+            collapse(range(5), exits=(2,), failed=(4,)),
+            "The terminal phase was not reached: the lowest training error is 0.002088 at epoch 2.",
+        ),
+        (
+            collapse(range(3), failed=range(3)),
+            "No training error was measured: whether the terminal phase was reached is unknown.",
+        ),
+        (
+            collapse(range(3), splits=("val",)),
+            "The training set was not measured, so nothing can be said about its collapse.",
+        ),
+    ],
+)
+def test_the_headline_says_what_was_measured_and_no_more(history: Any, said: str) -> None:
+    assert headline(history) == said
+
+
+def test_a_better_epoch_than_the_last_is_told_when_the_phase_is_not_reached() -> None:
+    history = collapse(range(6), exits=(3,))
+    assert "(lowest: 0.002088 at epoch 3)" in headline(history)
+
+
+def test_standings_give_last_lowest_onset_and_validation() -> None:
+    history = collapse(failed=())
+    train = history[history["split"] == "train"].set_index("epoch")["nc1"]
+    val = history[history["split"] == "val"].set_index("epoch")["nc1"]
+    first = standings(history)[0]
+    assert (first.quantity.name, first.epoch, first.value) == ("nc1", 150, train[150])
+    assert first.lowest == (train.min(), train.idxmin())
+    assert first.before == (train[12], 12)
+    assert first.other == (val[150], "val")
+
+
+def test_standings_after_a_failure_are_those_of_the_last_success() -> None:
+    history = collapse(failed=(149, 150))
+    assert {standing.epoch for standing in standings(history)} == {148}
+    said = cautions(history, RUN)
+    assert "The last measurement, epoch 150, failed" in said[0]
+    assert "are those of epoch 148" in said[0]
+
+
+def test_cautions_are_empty_for_a_run_with_nothing_to_hide() -> None:
+    assert cautions(collapse(exits=(), failed=()), RUN) == []
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("n_classes_present", 9.0, "Only 9 of the 10 classes have samples"),
+        ("n_classes_present", 2.0, "With two classes"),
+        ("nc1_rank", 7.0, "The class means span 7 of 9 directions"),
+        ("degenerate_classes", 1.0, "degenerate classes: 1 (should be 0)"),
+        ("neg_clips", 2.0, "negative variances clipped: 2 (should be 0)"),
+        ("nc1", np.nan, "Undefined (nan) at epoch 20: NC1."),
+    ],
+)
+def test_cautions_name_what_limits_the_numbers(column: str, value: float, said: str) -> None:
+    history = collapse(range(21), exits=(), failed=())
+    history[column] = value
+    assert any(caution.startswith(said) for caution in cautions(history, RUN))
+
+
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        ({}, "run.json is missing or unreadable"),
+        (RUN | {"finished": None}, "The run has not recorded its end"),
+        (RUN | {"max_epochs": 300}, "The last measured epoch is 150 of 300 planned"),
+    ],
+)
+def test_cautions_name_what_the_run_did_not_record(run: dict[str, Any], said: str) -> None:
+    assert any(caution.startswith(said) for caution in cautions(collapse(), run))
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        *[(0.0, "0"), (-0.0, "0"), (12.0, "12"), (1437.0, "1437"), (-0.5, "−0.5")],
+        *[(0.0012345, "0.001234"), (2.1e-5, "2.10×10⁻⁵"), (-2.1e-5, "−2.10×10⁻⁵")],
+        *[(3e9, "3.00×10⁹"), (np.nan, "nan"), (np.inf, "∞"), (-np.inf, "−∞")],
+    ],
+)
+def test_numbers_are_written_for_readers(value: float, written: str) -> None:
+    assert number(value) == written
