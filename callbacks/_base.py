@@ -6,7 +6,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pytorch_lightning import Callback as Base
+    from pytorch_lightning import Callback
+
+    Base = Callback
 else:
 
     def _callbacks() -> tuple[type, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ class Ledger:
         self._wd_time = 0.0
 
     def begin(self, epoch: int, *, resumed: bool) -> None:
-        """Start at ``epoch``: a new run from nothing, a resumed one from what its checkpoint knew."""
+        """Start at ``epoch``: a new run from nothing, a resumed one from its checkpoint."""
         if not resumed:
             self.rows, self._wd_time, self.seconds = [], 0.0, 0.0
             self._clock = PhaseClock(self._clock.accuracy)
@@ -41,8 +42,12 @@ class Ledger:
         return sorted({int(row["epoch"]) for row in self.rows})
 
     def step(self, optimizer: torch.optim.Optimizer, weight: torch.Tensor) -> None:
-        """Count a step of the optimizer that is about to be made."""
-        self._wd_time += decay_time(optimizer, weight)
+        """Count a step of the optimizer that is about to be made.
+
+        A parametrised weight is no parameter of any optimizer: no decay law is known for it.
+        """
+        known = isinstance(weight, torch.nn.Parameter)
+        self._wd_time += decay_time(optimizer, weight) if known else math.nan
 
     def row(
         self, epoch: int, step: int, split: str, report: CollapseReport | None, seconds: float

@@ -46,7 +46,6 @@ class Measurement:
         options: The user's.
         name: Name of the classifier; set by :meth:`probe`.
         dtype: Precision of its input.
-        weight: Its weight, ``(K, d)``.
     """
 
     trainer: pl.Trainer
@@ -54,7 +53,13 @@ class Measurement:
     options: Options
     name: str = field(default="", init=False)
     dtype: str = field(default="", init=False)
-    weight: torch.Tensor = field(default_factory=lambda: torch.empty(0, 0), init=False)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The classifier's weight now, ``(K, d)``; a parametrised one is made at each access."""
+        weight = self.module.get_submodule(self.name).weight
+        assert isinstance(weight, torch.Tensor)  # the tap has checked
+        return weight
 
     def loaders(self) -> dict[str, Any]:
         """Return clean loaders by split, the training set first.
@@ -69,12 +74,12 @@ class Measurement:
                 "the trainer has several training loaders; pass dataloader= the one to measure"
             )
         limit = None
-        if self.trainer.fast_dev_run or self.trainer.overfit_batches:
+        if is_dry_run(self.trainer) or _overfits(self.trainer):
             size = getattr(source, "batch_size", None) or 1
             limit = int(self.trainer.num_training_batches) * size
         loaders = {"train": clean_loader(source, limit)}
         if "val" in self.options.splits:
-            limit = limit if self.trainer.fast_dev_run else None
+            limit = limit if is_dry_run(self.trainer) else None
             found = _several(self.trainer.val_dataloaders)
             for index, loader in enumerate(found):
                 split = "val" if len(found) == 1 else f"val{index}"
@@ -143,10 +148,8 @@ class Measurement:
         )
 
     def _adopt(self, tap: FeatureTap) -> None:
-        assert tap.classifier is not None  # found, or take() has raised
-        weight = tap.classifier.weight
-        assert isinstance(weight, torch.Tensor)
-        outputs, asked = weight.shape[0], self.options.num_classes
+        self.name = tap.name
+        outputs, asked = self.weight.shape[0], self.options.num_classes
         if outputs < 2:
             raise InputError(
                 f"the classifier {tap.name!r} has {outputs} output; neural collapse needs one per "
@@ -157,7 +160,15 @@ class Measurement:
                 f"num_classes={asked}, but the classifier {tap.name!r} has {outputs} outputs; "
                 "pass classifier= the right layer, or leave num_classes out"
             )
-        self.name, self.weight = tap.name, weight
+
+
+def is_dry_run(trainer: pl.Trainer) -> bool:
+    """Tell whether the trainer only tries a few batches (``fast_dev_run``)."""
+    return bool(getattr(trainer, "fast_dev_run", False))  # set outside of Trainer's own class
+
+
+def _overfits(trainer: pl.Trainer) -> bool:
+    return bool(getattr(trainer, "overfit_batches", False))
 
 
 def test_loader(trainer: pl.Trainer) -> Any:

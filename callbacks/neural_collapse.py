@@ -16,7 +16,7 @@ from ncmonitor.callbacks._base import Base
 from ncmonitor.callbacks.clean_pass import BatchToXY, Forward
 from ncmonitor.callbacks.console import console_lines
 from ncmonitor.callbacks.ledger import Ledger
-from ncmonitor.callbacks.measurement import Measurement, Options, test_loader
+from ncmonitor.callbacks.measurement import Measurement, Options, is_dry_run, test_loader
 from ncmonitor.callbacks.rows import Row, log_key, log_values, names_of
 from ncmonitor.callbacks.run_log import RunLog, default_run_dir
 from ncmonitor.callbacks.schedule import Schedule, scheduled_epochs
@@ -210,13 +210,13 @@ class NeuralCollapse(Base):
     def _open(self, trainer: pl.Trainer, measurement: Measurement) -> None:
         """Open the run's files and tell the loggers what will come and how it is measured."""
         facts = measurement.facts() | {"schedule": str(self.schedule)}
-        if not trainer.fast_dev_run:
+        if not is_dry_run(trainer):
             splits = measurement.loaders()
             keys = [log_key(self.prefix, split, n) for split in splits for n in names_of(split)]
             define_axes(trainer.loggers, f"{self.prefix}/epoch", keys)
             record_measurement(trainer.loggers, facts)
         self.run_dir = self.run_dir or default_run_dir(trainer)
-        writes = trainer.is_global_zero and not trainer.fast_dev_run
+        writes = trainer.is_global_zero and not is_dry_run(trainer)
         self._log = RunLog(self.run_dir, active=writes)
         self._log.start(self._ledger.rows, facts, trainer.max_epochs or -1)
 
@@ -228,7 +228,8 @@ class NeuralCollapse(Base):
 
     def _measure(self, trainer: pl.Trainer, epoch: int) -> dict[str, float]:
         """Measure every split, keep and write the rows, and return what is to be logged."""
-        assert self._measurement is not None and self._log is not None  # made by on_train_start
+        assert self._measurement is not None  # made by on_train_start, as is the log
+        assert self._log is not None
         position = len(self._ledger.epochs)
         rows = [self._row(*each, epoch) for each in self._measurement.loaders().items()]
         self._ledger.rows += rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class RunLog:
         """Record the end of the fit and how long it and the measuring took."""
         if not self.active:
             return
-        self._facts["finished"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self._facts["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
         self._facts["timing"] = {
             "fit_seconds": time.perf_counter() - self._started,
             "monitor_seconds": monitor_seconds,

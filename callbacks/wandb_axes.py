@@ -17,7 +17,7 @@ def define_axes(loggers: Iterable[Any], epoch_key: str, keys: Iterable[str]) -> 
     """Give every logged key the epoch as its x-axis, by exact name.
 
     Globs would compete with the one that Lightning's logger defines, and which wins is random.
-    Quantities that fall to 0 at collapse get their minimum in the run summary beside the last value.
+    Quantities that fall to 0 at collapse get their minimum into the run summary beside the last.
 
     Args:
         loggers: The trainer's; others than W&B's are passed over.

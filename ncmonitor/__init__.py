@@ -29,7 +29,7 @@ _HOME = {
     "measure_collapse": "ncmonitor.measure",
 }
 
-__all__ = [  # noqa: PLE0604, RUF022 - the keys above are strings; grouped as in the design
+__all__ = [  # noqa: RUF022 - the keys above are strings; grouped as in the design
     "measure_collapse",
     "collapse_report",
     "ClassMoments",

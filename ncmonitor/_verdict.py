@@ -44,7 +44,9 @@ def number(value: float) -> str:
     if not math.isfinite(value):
         return "nan" if math.isnan(value) else "∞" if value > 0 else "−∞"
     if value == 0 or 1e-4 <= abs(value) < 1e6:
-        return f"{value + 0.0:.0f}" if float(value).is_integer() else f"{value:.4g}".replace("-", "−")
+        return (
+            f"{value + 0.0:.0f}" if float(value).is_integer() else f"{value:.4g}".replace("-", "−")
+        )
     digits, power = f"{value:.2e}".replace("-", "−", int(value < 0)).split("e")
     return f"{digits}×10{str(int(power)).translate(_SUPERSCRIPT)}"
 

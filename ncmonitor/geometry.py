@@ -84,7 +84,7 @@ def _spectrum(rows: Tensor) -> tuple[Tensor, Tensor]:
     """
     if len(rows) > 4 * rows.shape[1]:
         factor = rows[:0]
-        for block in rows.split(max(BLOCK_ROWS, rows.shape[1])):
+        for block in torch.split(rows, max(BLOCK_ROWS, rows.shape[1])):
             factor = torch.linalg.qr(torch.cat([factor, block]), mode="r").R
         rows = factor
     _, values, right = torch.linalg.svd(rows, full_matrices=False)

@@ -52,7 +52,7 @@ def start_history(run_dir: Path, rows: Iterable[Row] = ()) -> None:
 
 
 def keep_previous(run_dir: Path) -> None:
-    """Set the history of an earlier run in the same folder aside, as ``history.1.csv`` and so on."""
+    """Set an earlier run's history in the same folder aside, as ``history.1.csv`` and so on."""
     path = run_dir / HISTORY_FILE
     if path.exists():
         number = 1
@@ -100,7 +100,7 @@ def read_history(run_dir: str | Path) -> pd.DataFrame:
     path = Path(run_dir) / HISTORY_FILE
     if not path.is_file():
         raise InputError(_no_run(Path(run_dir)))
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace")  # foreign bytes fail below, in words
     whole = text[: text.rfind("\n") + 1]  # a line without its end was cut by a kill
     table = csv.DictReader(io.StringIO(whole))
     missing = [key for key in KEYS if key not in (table.fieldnames or ())]
@@ -114,12 +114,12 @@ def read_history(run_dir: str | Path) -> pd.DataFrame:
             {
                 "epoch": int(line["epoch"]),
                 "step": int(line["step"]),
-                "split": line["split"],
+                "split": line["split"].strip(),
                 **{k: _number(line.get(k) or "") for k in COLUMNS if k not in KEYS},
             }
             for line in table
         ]
-    except (TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, csv.Error) as error:
         raise InputError(f"{path} is damaged: {error}") from error
     if not rows:
         raise InputError(f"{path} has no measured epoch yet")

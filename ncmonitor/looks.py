@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ncmonitor._checks import InputError
-from ncmonitor._tensors import as_tensor, working_dtype
+from ncmonitor._checks import InputError, MeasurementError
+from ncmonitor._tensors import as_tensor, exact_arithmetic, working_dtype
 from ncmonitor.geometry import Frame
 from ncmonitor.moments import BLOCK_ROWS, ClassMoments
-
 
 #: Up to so many classes the distances between all class means are tabulated (16 MiB in float32).
 TABLE_CLASSES = 2048
@@ -25,6 +26,7 @@ class Classifier:
 
     Raises:
         InputError: If the shapes do not fit.
+        MeasurementError: If a number is not finite.
     """
 
     def __init__(self, weight: object, bias: object = None) -> None:
@@ -38,9 +40,22 @@ class Classifier:
                 f"bias must have shape ({count},) like the rows of weight, "
                 f"got {tuple(self.bias.shape)}"
             )
+        if not bool(self.weight.isfinite().all() and self.bias.isfinite().all()):
+            raise MeasurementError(
+                "the classifier's weight or bias is not finite (nan or inf): the network has "
+                "diverged"
+            )
+
+    def check(self, features: Tensor) -> None:
+        """Raise :class:`InputError` unless it takes features of this dimension."""
+        if features.shape[1] != self.weight.shape[1]:
+            raise InputError(
+                f"expected features of dimension {self.weight.shape[1]} as weight has columns, "
+                f"got {features.shape[1]}"
+            )
 
     def logits(self, features: Tensor, origin: Tensor) -> Tensor:
-        """Return ``(N, K)`` logits; taken about ``origin``, a large common offset costs no digits."""
+        """Return ``(N, K)`` logits; about ``origin``, so that a common offset costs no digits."""
         constant = self.weight @ origin.double() + self.bias
         weight = self.weight.to(features)
         return (features - origin.to(features)) @ weight.T + constant.to(features)
@@ -80,6 +95,12 @@ class FirstLook:
         """Take in a batch and return what the network predicts on it, ``(N,)`` or ``None``."""
         self.moments.update(features, labels)
         self.samples += len(labels)
+        if self.classifier is not None:
+            self.classifier.check(features)
+        with exact_arithmetic(features.device):
+            return self._decide(features, labels, logits)
+
+    def _decide(self, features: Tensor, labels: Tensor, logits: Tensor | None) -> Tensor | None:
         scores = self._scores(features) if logits is None else logits
         if scores is None:
             self.decides = False
@@ -100,11 +121,6 @@ class FirstLook:
         if self.classifier is None:
             return None
         features = features.to(working_dtype(features))
-        if features.shape[1] != self.classifier.weight.shape[1]:
-            raise InputError(
-                f"expected features of dimension {self.classifier.weight.shape[1]} as weight has "
-                f"columns, got {features.shape[1]}"
-            )
         if self._origin is None:
             self._origin = features[:1].mean(0)  # a fresh tensor, whatever happens to the batch
         return self.classifier.logits(features, self._origin)
@@ -138,19 +154,24 @@ class Centres:
         self.references = references
         self.corrections = moments.offsets.to(references.dtype)
         self.basis = frame.basis.to(references)
-        self.coordinates = frame.coordinates.to(references)  # (K_S, r)
-        self.half_squares = _half_squares(frame.coordinates).to(references)
+        # In units of the largest direction: squares stay in the range of float32.
+        self.unit = float(frame.singular_values[0]) if frame.rank else 1.0
+        coordinates = frame.coordinates / self.unit  # (K_S, r)
+        self.coordinates = coordinates.to(references)
+        self.half_squares = _half_squares(coordinates).to(references)
         # Position of every class among the present ones. An absent class (train lacks it, this
         # split has it) borrows the first: any centre will do to measure distances from.
-        self.position = torch.zeros(moments.num_classes, dtype=torch.int64, device=references.device)
+        self.position = torch.zeros(
+            moments.num_classes, dtype=torch.int64, device=references.device
+        )
         self.position[self.present] = torch.arange(len(present), device=references.device)
 
     def project(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return residuals about the (borrowed) class mean in the span, ``(N, r)``, and position."""
+        """Return residuals about the (borrowed) class mean, ``(N, r)`` in the span; position."""
         position = self.position[labels]
         anchor = self.present[position]
         residuals = (features - self.references[anchor]) - self.corrections[anchor]
-        return residuals @ self.basis, position
+        return residuals @ self.basis.to(residuals), position  # train's dtype may be another
 
     def nearest(self, projected: Tensor, position: Tensor) -> Tensor:
         """Return the class whose mean is nearest, ``(N,)``.
@@ -159,6 +180,7 @@ class Centres:
         inside the span: the rest of the distance is the same for all classes. Nothing here is of
         the size of the means once features collapse, so means that nearly coincide are told apart.
         """
+        projected = projected.to(self.coordinates) / self.unit
         if self.half_squares.ndim == 2:
             scores = projected @ self.coordinates.T - self.half_squares[position]
         else:
@@ -199,7 +221,7 @@ class SecondLook:
     def update(self, features: Tensor, labels: Tensor, predicted: Tensor | None) -> None:
         """Take in a batch of the stream that the first look saw."""
         device, dtype = self.whitened.device, self.own.references.dtype
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with exact_arithmetic(device):
             for start in range(0, len(labels), BLOCK_ROWS):
                 block = slice(start, start + BLOCK_ROWS)
                 self._absorb(
@@ -224,9 +246,13 @@ class SecondLook:
     @property
     def disagreement(self) -> float:
         """Share of samples on which the network and the nearest class mean differ (NC4)."""
-        return int(self._disagreements) / self.samples
+        return self._share(self._disagreements)
 
     @property
     def accuracy(self) -> float:
         """Share of samples whose nearest class mean is that of their own class (NCC)."""
-        return int(self._correct) / self.samples
+        return self._share(self._correct)
+
+    def _share(self, count: Tensor) -> float:
+        """Return a share of all samples; ``nan`` if there is no second mean to choose."""
+        return int(count) / self.samples if len(self.train.present) > 1 else math.nan

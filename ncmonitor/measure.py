@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from ncmonitor._checks import InputError, MeasurementError
-from ncmonitor._tensors import as_tensor
+from ncmonitor._tensors import as_tensor, check_features, check_labels
 from ncmonitor.bank import DEFAULT_BANK_BYTES, Entry, FeatureBank
-from ncmonitor.catalogue import METRIC_NAMES
 from ncmonitor.geometry import Frame
 from ncmonitor.looks import Centres, Classifier, FirstLook, SecondLook
-from ncmonitor.metrics import Snapshot, mantissa_bits, measured_values
+from ncmonitor.metrics import Snapshot, applicable, mantissa_bits, measured_values
 from ncmonitor.moments import ClassMoments
 from ncmonitor.report import CollapseReport
 
@@ -61,11 +60,13 @@ def measure_collapse(
         (0.0, 0.0, 0.0)
     """
     features, labels = as_tensor(features), as_tensor(labels)
+    check_features(features)
+    check_labels(labels, len(features))
     batch: Batch = (features, labels) if logits is None else (features, labels, as_tensor(logits))
-    if num_classes is None and weight is None and logits is not None:
-        num_classes = batch[2].shape[-1]
-    if num_classes is None and weight is None and reference is None and labels.numel():
-        num_classes = max(2, int(labels.max()) + 1)
+    if num_classes is None and weight is None and logits is not None and batch[2].ndim == 2:
+        num_classes = batch[2].shape[1]
+    if num_classes is None and weight is None and reference is None:
+        num_classes = max(2, int(labels.long().max()) + 1) if len(labels) else 2
     return collapse_report([batch], weight, bias, num_classes=num_classes, reference=reference)
 
 
@@ -101,8 +102,7 @@ def collapse_report(
             exceeded by a source that can be read only once, or if two readings differ.
     """
     classifier = None if weight is None else Classifier(weight, bias)
-    if num_classes is None:
-        num_classes = _num_classes(classifier, reference)
+    num_classes = _num_classes(num_classes, classifier, reference)
     bank = FeatureBank(bank_bytes, in_memory=isinstance(batches, (list, tuple)))
     first = FirstLook(num_classes, classifier)
     for entry in _entries(batches, first):
@@ -120,10 +120,16 @@ def collapse_report(
 
 
 def _entries(batches: Iterable[Batch], look: FirstLook) -> Iterator[Entry]:
-    for features, labels, *logits in batches:
-        features, labels = as_tensor(features), as_tensor(labels)
-        predicted = look.update(features, labels, *(as_tensor(z) for z in logits))
-        yield features, labels, predicted
+    for batch in batches:
+        if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+            kind = type(batch).__name__
+            size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+            raise InputError(
+                "expected batches of (features, labels) or (features, labels, logits), "
+                f"got a {kind}{size}"
+            )
+        features, labels, *logits = map(as_tensor, batch)
+        yield features, labels, look.update(features, labels, *logits)
 
 
 def _finish(
@@ -134,53 +140,9 @@ def _finish(
 ) -> CollapseReport:
     moments = first.moments
     present = (moments.counts > 0).nonzero().squeeze(1).cpu()
-    if len(present) < 2:
-        values = _without_geometry(moments, len(present))
-    else:
-        values = measured_values(_snapshot(first, present, entries, classifier, reference))
-    return CollapseReport(
-        values,
-        moments,
-        error=first.error if first.decides else math.nan,
-        cross_entropy=first.cross_entropy if first.decides else math.nan,
-        samples=first.samples,
-    )
-
-
-def _without_geometry(moments: ClassMoments, present: int) -> dict[str, float]:
-    """Return the values for a single class: diagnostics, and ``nan`` for all that needs two."""
-    assert moments.feature_dtype is not None
-    return dict.fromkeys(METRIC_NAMES, math.nan) | {
-        "n_classes_present": float(present),
-        "min_class_count": float(moments.counts.max()),
-        "n_singleton_classes": float((moments.counts == 1).sum()),
-        "degenerate_classes": float(present),
-        "nc1_rank": 0.0,
-        "neg_clips": float(moments.neg_clips),
-        "feature_dtype": mantissa_bits(moments.feature_dtype),
-    }
-
-
-def _snapshot(
-    first: FirstLook,
-    present: Tensor,
-    entries: Iterable[Entry],
-    classifier: Classifier | None,
-    reference: ClassMoments | None,
-) -> Snapshot:
-    moments = first.moments
     means = mean_frame(moments, present)
-    own = Centres(moments, means, present)
-    train = own
-    if reference is not None:
-        seen = (reference.counts > 0).nonzero().squeeze(1).cpu()
-        train = Centres(reference, mean_frame(reference, seen), seen)
-    inverse = 1 / means.singular_values[: means.rank]
-    second = SecondLook(moments.num_classes, own, inverse, train)
-    for entry in entries:
-        second.update(*entry)
-    assert moments.feature_dtype is not None  # set by the first sample
-    return Snapshot(
+    second = _second_look(first, means, present, entries, reference)
+    snapshot = Snapshot(
         counts=moments.counts.cpu()[present].double(),
         variances=moments.class_variances.cpu()[present],
         means=means,
@@ -190,8 +152,53 @@ def _snapshot(
         disagreement=second.disagreement if first.decides else None,
         accuracy=second.accuracy,
         neg_clips=moments.neg_clips,
-        feature_dtype=moments.feature_dtype,
+        feature_dtype=_feature_dtype(moments),
     )
+    values = measured_values(snapshot) if len(present) > 1 else _without_geometry(snapshot)
+    return CollapseReport(
+        values,
+        moments,
+        error=first.error if first.decides else math.nan,
+        cross_entropy=first.cross_entropy if first.decides else math.nan,
+        samples=first.samples,
+    )
+
+
+def _second_look(
+    first: FirstLook,
+    means: Frame,
+    present: Tensor,
+    entries: Iterable[Entry],
+    reference: ClassMoments | None,
+) -> SecondLook:
+    moments = first.moments
+    own = train = Centres(moments, means, present)
+    if reference is not None:
+        seen = (reference.counts > 0).nonzero().squeeze(1).cpu()
+        reference = reference.to(moments.references.device)
+        train = Centres(reference, mean_frame(reference, seen), seen)
+    second = SecondLook(moments.num_classes, own, 1 / means.singular_values[: means.rank], train)
+    for entry in entries:
+        second.update(*entry)
+    return second
+
+
+def _without_geometry(one: Snapshot) -> dict[str, float]:
+    """Return the values for a single class: ``nan`` for all that needs the means of two."""
+    names = applicable(
+        classifier=one.classifier is not None, decisions=one.disagreement is not None
+    )
+    decisions = {"nc4_disagreement": one.disagreement, "ncc_accuracy": one.accuracy}
+    known = {name: value for name, value in decisions.items() if value is not None} | {
+        "n_classes_present": 1.0,
+        "min_class_count": float(one.counts[0]),
+        "n_singleton_classes": float(one.counts[0] == 1),
+        "degenerate_classes": 1.0,
+        "nc1_rank": 0.0,
+        "neg_clips": float(one.neg_clips),
+        "feature_dtype": mantissa_bits(one.feature_dtype),
+    }
+    return {name: known.get(name, math.nan) for name in names}
 
 
 def mean_frame(moments: ClassMoments, present: Tensor) -> Frame:
@@ -207,16 +214,32 @@ def mean_frame(moments: ClassMoments, present: Tensor) -> Frame:
     references = moments.references.cpu()[present].double()
     rows = (references - references[0]) + moments.offsets.cpu()[present]
     square_norms = moments.class_variances.cpu()[present] + (rows + references[0]).square().sum(1)
-    assert moments.feature_dtype is not None
     # Not divided by the root of a class's count: samples that have collapsed to the rounding step
     # all round alike, so the rounding of their mean does not average out.
-    unit = torch.finfo(moments.feature_dtype).eps
+    unit = torch.finfo(_feature_dtype(moments)).eps
     return Frame.of(rows, resolution=unit * math.sqrt(float(square_norms.mean())))
 
 
-def _num_classes(classifier: Classifier | None, reference: ClassMoments | None) -> int:
+def _feature_dtype(moments: ClassMoments) -> torch.dtype:
+    assert moments.feature_dtype is not None  # set by the first sample
+    return moments.feature_dtype
+
+
+def _num_classes(
+    given: int | None, classifier: Classifier | None, reference: ClassMoments | None
+) -> int:
+    if reference is not None and not isinstance(reference, ClassMoments):
+        raise InputError(
+            f"reference= must be the ClassMoments of another split (report.moments), "
+            f"got a {type(reference).__name__}"
+        )
     if classifier is not None:
-        return int(classifier.weight.shape[0])
+        rows = int(classifier.weight.shape[0])
+        if given not in (None, rows):
+            raise InputError(f"num_classes={given}, but weight has {rows} rows, one per class")
+        return rows
+    if given is not None:
+        return given
     if reference is not None:
         return reference.num_classes
     raise InputError("the number of classes is unknown: pass num_classes= or weight=")
@@ -232,6 +255,8 @@ def _check_first(first: FirstLook, reference: ClassMoments | None) -> None:
         )
     if reference is None:
         return
+    if not bool(reference.counts.any()):
+        raise InputError("reference holds no sample: update it with the training features first")
     expected = (reference.num_classes, reference.dim)
     got = (first.moments.num_classes, first.moments.dim)
     if expected != got:

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from ncmonitor._checks import InputError
-from ncmonitor._tensors import as_tensor, check_features, check_labels, working_dtype
+from ncmonitor._tensors import (
+    as_tensor,
+    check_features,
+    check_labels,
+    exact_arithmetic,
+    working_dtype,
+)
 
 #: Rows handled at once: the temporaries of a block stay in the processor's cache.
 BLOCK_ROWS = 4096
@@ -130,7 +136,7 @@ class ClassMoments:
         check_labels(labels, features.shape[0], self.num_classes)
         self._prepare(features)
         labels = labels.long()
-        with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+        with exact_arithmetic(features.device):
             for start in range(0, features.shape[0], BLOCK_ROWS):
                 block = slice(start, start + BLOCK_ROWS)
                 self._absorb(features[block].to(self._references.dtype), labels[block])
@@ -204,7 +210,9 @@ class ClassMoments:
                 f"got {other.feature_dtype} of dimension {other.dim}"
             )
         total, other = self.to(self._counts.device), other.to(self._counts.device)
-        other._rebase(torch.where((total._counts == 0)[:, None], other._references, total._references))
+        other._rebase(
+            torch.where((total._counts == 0)[:, None], other._references, total._references)
+        )
         total._rebase(other._references)
         total._counts += other._counts
         total._shifts += other._shifts

@@ -74,7 +74,8 @@ def decay_time(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> flo
 
     Softmax cross-entropy gives the classifier's mean row no gradient, so under (momentum) SGD it
     decays as ``exp(−τ)`` with τ the sum of these steps: the slow root of
-    ``r² − (1 + β − ηλ) r + β = 0``. Decoupled decay (AdamW) has ``η λ``.
+    ``r² − (1 + β − ηλ) r + β = 0``, to first order: its true rate is larger by a share of
+    ``ηλβ / (1 − β)²``, 9 % at η = 0.1, λ = 0.01, β = 0.9. Decoupled decay (AdamW) has ``η λ``.
 
     Args:
         optimizer: About to step.
@@ -92,7 +93,7 @@ def decay_time(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> flo
             return 0.0
         if isinstance(optimizer, torch.optim.SGD):
             gain = 1 - group["dampening"] if group["momentum"] else 1.0
-            return rate * decay * gain / (1 - group["momentum"])
+            return float(rate * decay * gain / (1 - group["momentum"]))
         decoupled = isinstance(optimizer, torch.optim.AdamW)
         return rate * decay if decoupled or group.get("decoupled_weight_decay") else math.nan
     return 0.0

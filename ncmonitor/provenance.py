@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,7 +41,7 @@ def describe_environment() -> dict[str, Any]:
     status = _git("status", "--porcelain", "--untracked-files=no") if commit else None
     return {
         "ncmonitor": __version__,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]).strip(),
         "commit": commit,
         "dirty": None if status is None else bool(status),

@@ -53,8 +53,9 @@ class FeatureTap:
 
     Example:
         >>> import torch
+        >>> from torch import nn
         >>> from ncmonitor import FeatureTap
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
         >>> with FeatureTap(model) as tap:
         ...     _ = model(torch.zeros(5, 4))
         ...     features, logits = tap.take()
@@ -139,7 +140,9 @@ class FeatureTap:
 
 
 def _linears(model: nn.Module) -> dict[str, nn.Module]:
-    found = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    found: dict[str, nn.Module] = {
+        name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)
+    }
     if not found:
         kinds = sorted({type(m).__name__ for m in model.modules() if not list(m.children())})
         raise InputError(

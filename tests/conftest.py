@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import importlib
 import os
 import random
 import subprocess
@@ -13,10 +16,12 @@ from typing import NoReturn
 
 # Before anything imports wandb or matplotlib: they read these once. Commands that tests start
 # inherit them, so nobody's account, settings or caches are read or written.
-_SCRATCH = tempfile.TemporaryDirectory(prefix="ncmonitor-tests-")
+_SCRATCH = tempfile.TemporaryDirectory(prefix="ncmonitor-tests-", ignore_cleanup_errors=True)
+atexit.register(_SCRATCH.cleanup)
 for _name in [n for n in os.environ if n.startswith(("WANDB_", "MPL"))]:
     del os.environ[_name]
 os.environ |= {
+    "OMP_NUM_THREADS": "1",  # tiny tensors: threads only wait for one another
     "WANDB_MODE": "offline",
     "WANDB_SILENT": "true",
     "WANDB_ERROR_REPORTING": "false",
@@ -31,6 +36,12 @@ os.environ |= {
 import numpy as np  # noqa: E402 - after the environment is set
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+# Lightning's log handlers keep the stderr of the moment they are imported. Within a test that would
+# be the test's own capture, closed at its end, and every later message a "Logging error".
+for _name in ("pytorch_lightning", "lightning.pytorch"):
+    with contextlib.suppress(ModuleNotFoundError):
+        importlib.import_module(_name)
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -72,7 +72,8 @@ def _orthogonalise(matrix: Array, rows: int) -> Array:
     eps = np.finfo(Real).eps
     # LAPACK's turns first, made orthogonal to the last digit: they leave Jacobi one or two sweeps.
     start = np.linalg.svd(matrix[:rows].astype(np.float64))[2].T.astype(Real)
-    matrix = matrix @ (start @ (3 * np.eye(n, dtype=Real) - start.T @ start)) / 2
+    turn: Array = (start @ (3 * np.eye(n, dtype=Real) - start.T @ start)) / 2
+    matrix = np.asarray(matrix @ turn, dtype=Real)
     floor = (n * eps * norm(matrix[:rows])) ** 2  # squared length of a column of mere rounding
     for _ in range(60):
         turned = False

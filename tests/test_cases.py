@@ -150,6 +150,7 @@ def _turn(case: Case) -> NDArray[Any]:
 def test_what_the_papers_call_invariant_is(name: str, change: str) -> None:
     case = BY_NAME[name]
     given = arrays(case)
+    assert case.weight is not None
     features, weight = case.features.double().numpy(), case.weight.double().numpy()
     labels, bias = case.labels.numpy(), given["bias"]
     eps = float(torch.finfo(case.features.dtype).eps)
@@ -224,6 +225,7 @@ def _sixty_digits(case: Case) -> dict[str, Any]:
     right = np.array([[vectors[c, r] for r in order[:rank]] for c in range(num_classes)])
     along = (residuals @ (centred.T @ right)) ** 2 / kept  # (u_rᵀ (h − μ_y))²
     within = (share * (residuals**2).sum(1)).sum()
+    assert case.weight is not None
     weight = _exact(case.weight.numpy())[present]
     weight_centred = weight - weight.sum(0) / num_classes
 
@@ -259,7 +261,7 @@ HARD = (
 
 
 @pytest.mark.skipif(
-    np.finfo(np.longdouble).eps > 1e-18, reason="longdouble is float64 on this platform"
+    bool(np.finfo(np.longdouble).eps > 1e-18), reason="longdouble is float64 on this platform"
 )
 @pytest.mark.parametrize("name", HARD)
 def test_twin_is_right_to_ten_digits_on_the_hard_cases(name: str) -> None:
@@ -308,6 +310,8 @@ def test_total_covariance_is_within_plus_between() -> None:
 
 def test_fit_is_what_torch_says() -> None:
     case = BY_NAME["missing_several"]
+    assert case.weight is not None
+    assert case.bias is not None
     logits = case.features.double() @ case.weight.double().T + case.bias.double()
     result = metrics(case)
     expected = torch.nn.functional.cross_entropy(logits, case.labels)
@@ -324,6 +328,8 @@ def test_decisions_use_train_means_of_present_classes_and_all_logits() -> None:
         wrong, right = 0, 0
         for h, y in zip(validation.features.double(), validation.labels, strict=True):
             nearest = min(centres, key=lambda c: float((h - centres[c]).norm()))
+            assert validation.weight is not None
+            assert validation.bias is not None
             scores = validation.weight.double() @ h + validation.bias.double()
             wrong += int(scores.argmax()) != nearest
             right += nearest == int(y)
@@ -390,7 +396,7 @@ def test_cases_are_well_formed_and_have_unique_names() -> None:
 def test_no_case_sits_on_the_edge_of_the_rank_rule(case: Case) -> None:
     """Two right implementations must count the same rank and the same degenerate classes."""
     labels, features = case.labels.numpy(), case.features.numpy()
-    present, counts = np.unique(labels, return_counts=True)
+    present = np.unique(labels)
     means = class_means(features.astype(Real), labels, list(present))
     centred = centred_means(means).astype(np.float64)
     squares = [np.mean(np.sum(features[labels == c].astype(float) ** 2, 1)) for c in present]
@@ -403,5 +409,5 @@ def test_no_case_sits_on_the_edge_of_the_rank_rule(case: Case) -> None:
 
 def test_ambiguous_share_counts_ties_and_close_calls() -> None:
     for name, expected in (("all_equal", 1.0), ("noisy", 0.0), ("near_duplicates", 0.2)):
-        given = arrays(BY_NAME[name])
+        given: dict[str, Any] = arrays(BY_NAME[name])
         assert ambiguous_share(**given) == pytest.approx(expected)

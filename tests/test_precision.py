@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from agreement import assert_agree, fast, naive, unsure
-from cases import BY_NAME, Case, sweep
+from cases import BY_NAME, Case, cloud, random_means, seeded, sweep
 from ncmonitor._tensors import exact_arithmetic
 
 
@@ -133,4 +133,22 @@ def test_cross_entropy_keeps_its_digits_deep_in_the_terminal_phase() -> None:
     margin = 60 * 10 / 9  # exp(−margin) is lost beside 1, even in the twin's long double
     # rel: the margin is a float32 number of 67, rounded by 4e-6
     expected = 9 * math.exp(-margin)
-    assert fast(case, weight=weight)["cross_entropy"] == pytest.approx(expected, rel=1e-4)
+    got = fast(case, weight=weight)["cross_entropy"]
+    assert got == pytest.approx(expected, rel=1e-4, abs=0)
+
+
+def test_a_common_offset_costs_the_logits_no_digits() -> None:
+    case = cloud("far", "offset 1e5", random_means(10, 32, seeded(0)), 20, spread=0.5, offset=1e5)
+    got, want = fast(case), naive(case)
+    assert want["cross_entropy"] > 0.1
+    # one logit has 32 products of 1e5 in float32, 2e-2 of rounding each, unless taken about a point
+    assert got["cross_entropy"] == pytest.approx(want["cross_entropy"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["near_duplicates", "near_duplicates_float64"])
+def test_means_that_nearly_coincide_are_told_apart(name: str) -> None:
+    case = BY_NAME[name]
+    got, want = fast(case), naive(case)
+    # a random guess between the two classes would be wrong for one sample in ten
+    assert want["ncc_accuracy"] > 0.99
+    assert got["ncc_accuracy"] == want["ncc_accuracy"]

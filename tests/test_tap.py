@@ -68,6 +68,19 @@ def test_the_classifier_is_found_whatever_the_model_returns(kind: str) -> None:
     assert logits.equal(model.head(model.trunk(X)))
 
 
+def test_of_layers_with_the_same_winner_the_last_is_the_classifier() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3), nn.Linear(3, 3), nn.Softmax(1))
+    with torch.no_grad():
+        for layer, factor in ((model[1], 2.0), (model[2], 3.0)):
+            assert isinstance(layer, nn.Linear)
+            layer.weight.copy_(factor * torch.eye(3))
+            layer.bias.zero_()
+    with FeatureTap(model) as tap:
+        model(X)
+        tap.take()
+    assert tap.name == "2"
+
+
 def test_sequential_models_have_numbered_names() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     with FeatureTap(model) as tap:
@@ -306,8 +319,6 @@ def test_one_tap_serves_several_contexts() -> None:
 def test_neither_the_model_nor_what_was_caught_is_kept_alive() -> None:
     model = Net()
     with FeatureTap(model) as tap:
-        model(X)
-        tap.take()
         output = model(X)
         left = weakref.ref(output)  # caught by the hooks, never taken
         del output

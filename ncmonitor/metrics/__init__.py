@@ -72,6 +72,9 @@ def _duality(s: Snapshot, *, centred: bool = False) -> float:
     if s.flat:
         return math.nan
     rows = s.rows.centred if centred else s.rows.rows
+    # Equal rows leave rounding behind when they are centred; that is not a direction.
+    if centred and rows.norm() <= len(rows) * torch.finfo(rows.dtype).eps * s.rows.rows.norm():
+        return math.nan
     return duality.self_duality(rows, s.means.centred)
 
 
@@ -120,9 +123,22 @@ _NEED_CLASSIFIER = {name for name in COMPUTE if name.endswith("_w") or name.star
 _NEED_CLASSIFIER.add("w_mean_ratio")
 
 
+def applicable(*, classifier: bool, decisions: bool) -> list[str]:
+    """Return the default metrics that apply, in catalogue order.
+
+    Args:
+        classifier: Whether there are classifier weights.
+        decisions: Whether every sample has logits.
+    """
+    absent = set() if classifier else set(_NEED_CLASSIFIER)
+    if not decisions:
+        absent.add("nc4_disagreement")
+    return [name for name in COMPUTE if name not in absent]
+
+
 def measured_values(snapshot: Snapshot) -> dict[str, float]:
     """Compute every default metric that applies to a snapshot, in catalogue order."""
-    absent = set() if snapshot.classifier is not None else set(_NEED_CLASSIFIER)
-    if snapshot.disagreement is None:
-        absent.add("nc4_disagreement")
-    return {name: compute(snapshot) for name, compute in COMPUTE.items() if name not in absent}
+    names = applicable(
+        classifier=snapshot.classifier is not None, decisions=snapshot.disagreement is not None
+    )
+    return {name: COMPUTE[name](snapshot) for name in names}

@@ -56,9 +56,7 @@ def nc1_quotient(variances: Tensor, counts: Tensor, frame: Frame) -> float:
     return float(variances.mean()) / between
 
 
-def within_in_span_frac(
-    in_span: Tensor, counts: Tensor, variances: Tensor, frame: Frame
-) -> float:
+def within_in_span_frac(in_span: Tensor, counts: Tensor, variances: Tensor, frame: Frame) -> float:
     """Share of the within-class variance inside the span of the class means.
 
     ``tr(Uᵀ Σ_W U) / tr Σ_W`` with U an orthonormal basis of the span: what NC1 can see.
