@@ -92,12 +92,13 @@ class UfmOptimum:
         return torch.arange(len(self.means)).repeat_interleave(self.samples_per_class)
 
 
-class _Logits(NamedTuple):
-    """Symmetric optimum of the class-mean logits: ``Z = gap P + common 11ᵀ/K``, ``b = shift 1``."""
+class _Solution(NamedTuple):
+    """Class-mean logits ``Z = gap P + common 11ᵀ/K`` and ``b = shift 1``, with their loss."""
 
     gap: float
     common: float
     shift: float
+    loss_term: float
 
 
 def ufm_optimum(
@@ -153,19 +154,18 @@ def ufm_optimum(
     if weight_decay_b is not None:
         _check_decay("weight_decay_b", weight_decay_b, positive=False)
     c = count * math.sqrt(per_class * weight_decay_w * weight_decay_h)
-    z = (_ce_logits if loss == "ce" else _mse_logits)(count, c, weight_decay_b)
+    z = (_solve_ce if loss == "ce" else _solve_mse)(count, c, weight_decay_b)
     half = _square_root(z, count, whole("dim", dim, 1), generator)
     # ‖W‖² λ_W = n ‖M‖² λ_H at every stationary point
     stretch = (per_class * weight_decay_h / weight_decay_w) ** 0.25
-    fit = _fit(loss, count, z)
     norm = math.sqrt((z.gap * (count - 1) + z.common) / count)
     decays = c / count * (z.gap * (count - 1) + z.common)
     decays += (weight_decay_b or 0.0) / 2 * count * z.shift**2
     return UfmOptimum(
         c=c,
         nontrivial=c < 1,
-        loss_term=fit,
-        objective=fit + decays,
+        loss_term=z.loss_term,
+        objective=z.loss_term + decays,
         logit_gap=z.gap,
         weight_norm=norm * stretch,
         feature_norm=norm / stretch,
@@ -220,31 +220,28 @@ def ufm_objective(
     return misfit.square().sum(1).mean() / 2 + decays / 2
 
 
-def _ce_logits(count: int, c: float, decay_b: float | None) -> _Logits:
+def _solve_ce(count: int, c: float, decay_b: float | None) -> _Solution:
     # Stationarity: 1/(e^t + K − 1) = c/K. log1p keeps the digits of a small t, where c is near 1.
     del decay_b  # softmax does not see a common shift, so 0 is optimal for every λ_b
-    return _Logits(math.log1p(count * (1 - c) / c) if c < 1 else 0.0, 0.0, 0.0)
+    gap = math.log1p(count * (1 - c) / c) if c < 1 else 0.0
+    return _Solution(gap, 0.0, 0.0, math.log1p((count - 1) * math.exp(-gap)))
 
 
-def _mse_logits(count: int, c: float, decay_b: float | None) -> _Logits:
+def _solve_mse(count: int, c: float, decay_b: float | None) -> _Solution:
     # Soft thresholding of I by c, eigenvalue by eigenvalue; bias and `common` share direction 1.
+    # `misfit` is 1 − common − K shift, written so that a small c keeps its digits.
     gap = max(0.0, 1 - c)
     if decay_b is None:
-        return _Logits(gap, gap, 0.0)
-    common = max(0.0, 1 - c - c / decay_b) if decay_b > 0 else 0.0
-    # Unit by unit, a logit costs c and a bias λ_b: where both are used, their prices agree.
-    shift = c / (decay_b * count) if common > 0 else 1 / (count * (1 + decay_b))
-    return _Logits(gap, common, shift)
+        common, shift, misfit = gap, 0.0, min(1.0, c)
+    elif decay_b > 0 and 1 - c - c / decay_b > 0:
+        # Unit by unit, a logit costs c and a bias λ_b: where both are used, their prices agree.
+        common, shift, misfit = 1 - c - c / decay_b, c / (decay_b * count), c
+    else:
+        common, shift, misfit = 0.0, 1 / (count * (1 + decay_b)), decay_b / (1 + decay_b)
+    return _Solution(gap, common, shift, ((count - 1) * min(1.0, c) ** 2 + misfit**2) / (2 * count))
 
 
-def _fit(loss: Loss, count: int, z: _Logits) -> float:
-    if loss == "ce":
-        return math.log1p((count - 1) * math.exp(-z.gap))
-    missing = 1 - z.common - z.shift * count
-    return ((count - 1) * (1 - z.gap) ** 2 + missing**2) / (2 * count)
-
-
-def _square_root(z: _Logits, count: int, dim: int, generator: Generator | None) -> Tensor:
+def _square_root(z: _Solution, count: int, dim: int, generator: Generator | None) -> Tensor:
     """Return ``(K, d)`` with Gram matrix Z."""
     scales = torch.full((count,), z.gap, dtype=torch.float64).sqrt()
     scales[0] = math.sqrt(z.common)

@@ -84,7 +84,8 @@ def seli_grams(counts: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
 
     ``WWᵀ = (P D P)^{1/2}`` and ``MᵀM = (P D P)^{†/2}`` with ``D = diag(n_c)``, ``P = I − 11ᵀ/K``:
     what the singular vectors of the centred one-hot labels ``Ẑ = P Y`` prescribe, at the scale
-    where ``W M = P``. It is the limit of cross-entropy with vanishing weight decay.
+    where ``W M = P``. Up to scale it is the limit of cross-entropy with unconstrained features as
+    the weight decay vanishes, approached only as slowly as its logarithm.
 
     Args:
         counts: Samples per class, ``(K,)``, all positive, K ≥ 2. Cost K³.

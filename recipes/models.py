@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -31,7 +33,7 @@ class MLP(nn.Module):
             )
         self.inputs = inputs
         layers: list[nn.Module] = [nn.Flatten()]
-        for width_in, width in zip(sizes, sizes[1:], strict=False):
+        for width_in, width in pairwise(sizes):
             # No bias: the normalisation that follows would subtract it again.
             linear = nn.Linear(width_in, width, bias=False)
             layers += [linear, nn.BatchNorm1d(width), nn.ReLU()]

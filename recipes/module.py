@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 from torch.nn import functional as F
 
@@ -31,9 +32,8 @@ class ImageClassifier(pl.LightningModule):
         weight_decay: float = 5e-4,
     ) -> None:
         super().__init__()
-        # Into checkpoints, so that they load without the config. Not into the logger, which gets
-        # the whole config from the command; the network itself is in the weights.
-        self.save_hyperparameters(ignore=["network"], logger=False)
+        # No save_hyperparameters: the run's config.yaml and its loggers have the whole config, and
+        # on resuming LightningCLI would put a checkpoint's values over those of the command line.
         self.network = network
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
 
@@ -60,7 +60,7 @@ class ImageClassifier(pl.LightningModule):
         self.log(name, loss, on_step=False, on_epoch=True, prog_bar=True)
         return loss
 
-    def configure_optimizers(self) -> dict[str, object]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         sgd = torch.optim.SGD(
             self.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )

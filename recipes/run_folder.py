@@ -69,11 +69,13 @@ def _numbers(folder: Path) -> list[str]:
     last = train.iloc[-1]
     metrics = ", ".join(f"{name} {_rounded(last[name])}" for name in _SHOWN)
     start, exits = last["tpt_start_exact"], last["tpt_exits"]
+    left, error = f", left {exits:.0f} times" if exits > 0 else "", f"{last['error']:.2%}"
     if math.isnan(start):
-        phase = f"The terminal phase was not reached: train error {last['error']:.2%}."
+        phase = f"The terminal phase was not reached: the training error is {error}."
+    elif last["tpt_active"] == 1:
+        phase = f"Terminal phase (no training error) since epoch {start:.0f}{left}."
     else:
-        again = f", left {exits:.0f} times in between" if exits else ""
-        phase = f"Terminal phase (no training error) since epoch {start:.0f}{again}."
+        phase = f"Terminal phase from epoch {start:.0f}{left}; now the training error is {error}."
     timing = read_run(folder).get("timing") or {}
     fit, monitor = timing.get("fit_seconds"), timing.get("monitor_seconds")
     took = f"Took {fit:.0f} s, {monitor:.0f} s of it measuring." if fit and monitor else ""

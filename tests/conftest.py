@@ -61,6 +61,19 @@ def closed_figures() -> Iterator[None]:
         pyplot.close("all")
 
 
+@pytest.fixture(autouse=True)
+def own_wandb_service() -> Iterator[None]:
+    """Let W&B forget its settings and stop its service after a test that used them.
+
+    It reads the settings once for each process, and commands inherit the service: a test could
+    change what a later one does, or take the service down with its command.
+    """
+    yield
+    wandb = sys.modules.get("wandb")
+    if wandb is not None:
+        wandb.teardown()
+
+
 def data_missing(reason: str) -> NoReturn:
     """Skip the test, or fail it where NCMONITOR_REQUIRE_DATA=1 says that the data must be there."""
     if os.environ.get("NCMONITOR_REQUIRE_DATA") == "1":
