@@ -9,7 +9,8 @@ import numpy as np
 
 from ncmonitor._checks import InputError
 
-Schedule = str | int | np.integer[Any] | Iterable[int]
+# Text last: the command line takes the first type that fits, and any number is also a text.
+Schedule = int | np.integer[Any] | Iterable[int] | str
 
 #: The epochs of Papyan, Han & Donoho 2020 for 350 epochs of training, from the authors' notebook.
 PAPYAN_EPOCHS: Final = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,6 +100,8 @@ class FitCLI(LightningCLI):
         # Before the folder is filled in: running the saved config again makes a folder of its own.
         full = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))["fit"]
         _check_config(config)
+        if config.trainer.enable_progress_bar is None:  # in a file, a bar is a thousand lines
+            config.trainer.enable_progress_bar = sys.stdout.isatty()
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.made_folder = config.trainer.default_root_dir is None
@@ -185,12 +188,18 @@ def _check_config(config: Any) -> None:
         )
     if ckpt is not None and Path(ckpt).suffix == ".ckpt" and not Path(ckpt).is_file():
         raise InputError(f"there is no checkpoint {str(ckpt)!r} to continue from")
-    for callback in config.trainer.callbacks or []:
+    for callback in _each(config.trainer.callbacks):
         if _kind(callback) == "NeuralCollapse":
             raise InputError(
                 "ncmonitor fit attaches NeuralCollapse by itself; move its options from "
                 "trainer.callbacks to nc"
             )
+
+
+def _each(option: Any) -> list[Any]:
+    """Return the classes given for an option that takes one, several or none (also as false)."""
+    specs = option if isinstance(option, list) else [option]
+    return [spec for spec in specs if hasattr(spec, "class_path")]
 
 
 def _kind(spec: Any) -> str:
@@ -200,12 +209,10 @@ def _kind(spec: Any) -> str:
 def _place(trainer: Any, folder: Path) -> None:
     """Point the trainer, its loggers and its checkpoints to the folder of the run."""
     trainer.default_root_dir = str(folder)
-    loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
-    for logger in loggers:
-        init = getattr(logger, "init_args", {})
-        if init.get("save_dir") == ".":
-            init["save_dir"] = str(folder)
-    for callback in trainer.callbacks or []:
+    for logger in _each(trainer.logger):
+        if logger.init_args.get("save_dir") == ".":
+            logger.init_args.save_dir = str(folder)
+    for callback in _each(trainer.callbacks):
         if _kind(callback) == "ModelCheckpoint" and callback.init_args.dirpath is None:
             callback.init_args.dirpath = str(folder / "checkpoints")
 

@@ -76,7 +76,7 @@ def test_recipes_are_a_table_that_fits_the_screen(capsys: pytest.CaptureFixture[
     assert lines[0].split() == ["name", "data", "model", "time", "reaches"]
     assert lines[2].startswith("digits")
     assert max(map(len, lines)) <= 100
-    for word in ("1,437", "download", "MLP", "cores", "nc1"):
+    for word in ("1,437", "download", "MLP", "core", "nc1"):
         assert any(word in line for line in lines), word
 
 

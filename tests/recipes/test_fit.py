@@ -172,6 +172,15 @@ def test_csv_logger_writes_into_the_run_folder(fit: Fit, tmp_path: Path) -> None
     )
 
 
+def test_one_callback_and_several_loggers_are_fine(fit: Fit, tmp_path: Path) -> None:
+    loggers = '[{"class_path": "CSVLogger", "init_args": {"save_dir": "."}}, {"class_path": '
+    loggers += '"CSVLogger", "init_args": {"save_dir": "elsewhere"}}]'
+    words = ("--trainer.callbacks", "LearningRateMonitor", "--trainer.logger", loggers)
+    assert fit("digits", *SHORT, *words)[0] == 0
+    assert len(list(run_folder(tmp_path).glob("lightning_logs/*/metrics.csv"))) == 1
+    assert len(list((tmp_path / "elsewhere").glob("lightning_logs/*/metrics.csv"))) == 1
+
+
 def test_seed_schedule_model_and_data_can_be_overridden(fit: Fit, tmp_path: Path) -> None:
     words = ["--seed_everything", "3", "--nc.schedule", "2", "--model.network.hidden", "[8, 4]"]
     status, *_ = fit("digits", *SHORT, *words, "--data.batch_size", "400", "--trainer.logger=false")
