@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from ncmonitor._checks import InputError
 from ncmonitor.history import Row, append_history, keep_previous, start_history
 from ncmonitor.provenance import describe_environment, write_run
 
@@ -41,15 +44,24 @@ class RunLog:
         self.run_dir = run_dir
         self.active = active
         self._facts: dict[str, Any] = {}
+        self._rows: Sequence[Row] = ()
+        self._behind = False
         self._started = time.perf_counter()
 
     def start(self, rows: Sequence[Row], measurement: Mapping[str, Any], max_epochs: int) -> None:
-        """Begin the files; rows from before a resume are kept, rows beyond it are dropped."""
+        """Begin the files; rows from before a resume are kept, rows beyond it are dropped.
+
+        Args:
+            rows: The run's rows, a list that grows.
+            measurement: How it is measured.
+            max_epochs: Planned length; −1 if open.
+
+        Raises:
+            InputError: If the folder cannot be written.
+        """
         if not self.active:
             return
-        if not rows:
-            keep_previous(self.run_dir)
-        start_history(self.run_dir, rows)
+        self._rows = rows
         seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning's seed_everything leaves it
         self._facts = {
             **describe_environment(),
@@ -58,12 +70,38 @@ class RunLog:
             "max_epochs": max_epochs,
             "measurement": dict(measurement),
         }
-        write_run(self.run_dir, self._facts)
+        try:
+            if not rows:
+                keep_previous(self.run_dir)
+            start_history(self.run_dir, rows)
+            write_run(self.run_dir, self._facts)
+        except OSError as error:
+            raise InputError(
+                f"the run's folder cannot be written: {error}; pass run_dir= another one"
+            ) from error
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Add one epoch's rows."""
-        if self.active:
-            append_history(self.run_dir, rows)
+        """Add one epoch's rows; a disk that fails costs a warning, and the next epoch catches up.
+
+        Args:
+            rows: The newest of the rows given to :meth:`start`.
+        """
+        if not self.active:
+            return
+        try:
+            if self._behind:
+                start_history(self.run_dir, self._rows)
+            else:
+                append_history(self.run_dir, rows)
+            self._behind = False
+        except OSError as error:
+            self._behind = True
+            warnings.warn(
+                f"{self.run_dir} could not be written, training goes on: {error}. The numbers are "
+                "kept in memory, in checkpoints and by the loggers; the next epoch tries again",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def finish(self, monitor_seconds: float) -> None:
         """Record the end of the fit and how long it and the measuring took."""
@@ -74,4 +112,7 @@ class RunLog:
             "fit_seconds": time.perf_counter() - self._started,
             "monitor_seconds": monitor_seconds,
         }
-        write_run(self.run_dir, self._facts)
+        if self._behind:
+            self.append(())
+        with contextlib.suppress(OSError):  # said by append; what is lost is when the run ended
+            write_run(self.run_dir, self._facts)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ncmonitor import InputError, measure_collapse
-from ncmonitor.callbacks import NeuralCollapse
+from ncmonitor.callbacks import NeuralCollapse, run_log
 from ncmonitor.catalogue import CATALOGUE, FIT_NAMES, METRIC_NAMES, PHASE_NAMES
 from ncmonitor.history import COLUMNS, read_history
 from ncmonitor.provenance import read_run
@@ -259,6 +259,33 @@ def test_the_run_folder_holds_the_history_and_where_it_comes_from() -> None:
     assert facts["measurement"]["num_classes"] == CLASSES
     assert facts["finished"] is not None
     assert 0 < facts["timing"]["monitor_seconds"] < facts["timing"]["fit_seconds"]
+
+
+def test_a_disk_that_fails_for_an_epoch_costs_a_warning_and_no_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written = run_log.append_history
+
+    def full(run_dir: Path, rows: Any) -> None:
+        if rows[0]["epoch"] == 2:
+            with (run_dir / "history.csv").open("a") as file:
+                file.write("2,6,train,0.1")  # as far as it went
+            raise OSError("No space left on device")
+        written(run_dir, rows)
+
+    monkeypatch.setattr(run_log, "append_history", full)
+    with pytest.warns(RuntimeWarning, match="training goes on: No space left"):
+        monitor = fitted(max_epochs=4)
+    pd.testing.assert_frame_equal(read_history("run"), monitor.history)
+    assert monitor.history["epoch"].max() == 4
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step() -> None:
+    Path("taken").write_text("a file")
+    fit = trainer(NeuralCollapse(run_dir="taken/run", verbose=False))
+    with pytest.raises(InputError, match=r"cannot be written.*run_dir="):
+        fit.fit(Toy(), train_loader(), val_loader())
+    assert fit.global_step == 0
 
 
 def test_a_second_run_in_the_same_folder_keeps_the_first_ones_history() -> None:
