@@ -61,7 +61,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    torch.set_num_threads(1)  # as the recipe has it
     fit_seconds(5)  # warm up
     ratios: dict[str, list[float]] = {"bare pass": [], "monitor": []}
     for _ in range(options.pairs):
