@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,7 +169,7 @@ class NeuralCollapse(Base):
         """Measure if this epoch is scheduled, and log where monitors can see it."""
         epoch = trainer.current_epoch + 1
         if epoch == trainer.max_epochs or self.should_measure(epoch, trainer):
-            values = self._measure(trainer, epoch)
+            values = self._measure(trainer, epoch, pl_module.print)
             if not trainer.barebones:
                 _log_dict(pl_module, values)
 
@@ -221,12 +222,14 @@ class NeuralCollapse(Base):
         self._log.start(self._ledger.rows, facts, trainer.max_epochs or -1)
 
     def _measure_and_log(self, trainer: pl.Trainer, epoch: int) -> None:
-        """Measure outside an epoch, where Lightning drops what ``log_dict`` gets."""
-        values = self._measure(trainer, epoch)
+        """Measure outside an epoch: ``log_dict`` and the bar's ``print`` would drop what they get."""
+        values = self._measure(trainer, epoch, print)
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
 
-    def _measure(self, trainer: pl.Trainer, epoch: int) -> dict[str, float]:
+    def _measure(
+        self, trainer: pl.Trainer, epoch: int, say: Callable[[str], None]
+    ) -> dict[str, float]:
         """Measure every split, keep and write the rows, and return what is to be logged."""
         assert self._measurement is not None  # made by on_train_start, as is the log
         assert self._log is not None
@@ -236,7 +239,7 @@ class NeuralCollapse(Base):
         self._log.append(rows)
         if self.verbose:
             for line in console_lines(rows[0], position):
-                self._measurement.module.print(line)
+                say(line)
         return log_values(rows, self.prefix)
 
     def _row(self, split: str, loader: Any, epoch: int) -> Row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,17 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import (
+    EarlyStopping,
+    ModelCheckpoint,
+    RichProgressBar,
+    TQDMProgressBar,
+)
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ncmonitor import InputError, measure_collapse
+from ncmonitor import InputError, history, measure_collapse
 from ncmonitor.callbacks import NeuralCollapse, run_log
 from ncmonitor.catalogue import CATALOGUE, FIT_NAMES, METRIC_NAMES, PHASE_NAMES
 from ncmonitor.history import COLUMNS, read_history
@@ -264,7 +270,7 @@ def test_the_run_folder_holds_the_history_and_where_it_comes_from() -> None:
 def test_a_disk_that_fails_for_an_epoch_costs_a_warning_and_no_row(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    written = run_log.append_history
+    written = history.append_history
 
     def full(run_dir: Path, rows: Any) -> None:
         if rows[0]["epoch"] == 2:
@@ -297,11 +303,19 @@ def test_a_second_run_in_the_same_folder_keeps_the_first_ones_history() -> None:
     assert pd.read_csv(older)["nc1"].tolist() == first["nc1"].tolist()
 
 
-def test_one_line_per_measured_epoch_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    monitor = NeuralCollapse(run_dir="run")
-    trainer(monitor, max_epochs=2).fit(Toy(), train_loader(), val_loader())
-    lines = [line for line in capsys.readouterr().out.splitlines() if "|" in line]
-    assert [line.split("|")[0].strip() for line in lines] == ["epoch", "0", "1", "2"]
+@pytest.mark.parametrize("bar", [None, TQDMProgressBar, RichProgressBar])
+def test_one_line_per_measured_epoch_is_printed_whatever_the_bar(
+    bar: type[pl.Callback] | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bars = [] if bar is None else [bar()]
+    monitor = NeuralCollapse(run_dir="run", schedule=2)
+    stop = EarlyStopping("val_loss", patience=1, min_delta=100.0, check_on_train_epoch_end=True)
+    fit = trainer(monitor, stop, *bars, max_epochs=9, enable_progress_bar=bar is not None)
+    fit.fit(Toy(), train_loader(), val_loader())
+    out = capsys.readouterr().out
+    lines = re.findall(r"(\d+) \| +[\d.e+-]+ \| +[\d.]+% \| +[\d.]+e", out)
+    assert lines == ["0", "2"]
+    assert out.count("terminal phase") == 1
 
 
 @pytest.mark.parametrize("late", [True, False], ids=["monitor_last", "monitor_first"])
