@@ -222,7 +222,7 @@ class NeuralCollapse(Base):
         self._log.start(self._ledger.rows, facts, trainer.max_epochs or -1)
 
     def _measure_and_log(self, trainer: pl.Trainer, epoch: int) -> None:
-        """Measure outside an epoch: ``log_dict`` and the bar's ``print`` would drop what they get."""
+        """Measure outside an epoch: ``log_dict`` and the bar's ``print`` drop what they get."""
         values = self._measure(trainer, epoch, print)
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
