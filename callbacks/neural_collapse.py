@@ -212,7 +212,8 @@ class NeuralCollapse(Base):
         """Open the run's files and tell the loggers what will come and how it is measured."""
         facts = measurement.facts() | {"schedule": str(self.schedule)}
         if not is_dry_run(trainer):
-            splits = measurement.loaders()
+            # Validation may be set up only when it is first due.
+            splits = dict.fromkeys([*measurement.loaders(), *self._options.splits])
             keys = [log_key(self.prefix, split, n) for split in splits for n in names_of(split)]
             define_axes(trainer.loggers, f"{self.prefix}/epoch", keys)
             record_measurement(trainer.loggers, facts)
@@ -234,13 +235,21 @@ class NeuralCollapse(Base):
         assert self._measurement is not None  # made by on_train_start, as is the log
         assert self._log is not None
         position = len(self._ledger.epochs)
-        rows = [self._row(*each, epoch) for each in self._measurement.loaders().items()]
+        rows = [self._row(*each, epoch) for each in self._loaders(epoch).items()]
         self._ledger.rows += rows
         self._log.append(rows)
         if self.verbose:
             for line in console_lines(rows[0], position):
                 say(line)
         return log_values(rows, self.prefix)
+
+    def _loaders(self, epoch: int) -> dict[str, Any]:
+        assert self._measurement is not None
+        try:
+            return self._measurement.loaders()
+        except Exception as error:
+            self._excuse("train", epoch, error)
+            return {"train": None}
 
     def _row(self, split: str, loader: Any, epoch: int) -> Row:
         assert self._measurement is not None
@@ -255,8 +264,8 @@ class NeuralCollapse(Base):
     def _report(self, split: str, loader: Any, epoch: int) -> CollapseReport | None:
         """Return the report of a split, or ``None`` with a warning if it cannot be had."""
         assert self._measurement is not None
-        if split != "train" and self.report is None:
-            return None  # its reference failed, which has been said
+        if loader is None or (split != "train" and self.report is None):
+            return None  # it, or its reference, failed, which has been said
         reference = None if split == "train" or self.report is None else self.report.moments
         try:
             report = self._measurement.measure(loader, reference)
@@ -264,16 +273,20 @@ class NeuralCollapse(Base):
                 raise InputError("the training set holds one class; neural collapse needs two")
             return report
         except Exception as error:
-            wrong_input = isinstance(error, InputError) and not isinstance(error, MeasurementError)
-            if self.on_error == "raise" or (wrong_input and not self._ledger.rows):
-                raise
-            warnings.warn(
-                f"neural collapse of {split} after epoch {epoch} is nan, training goes on: "
-                f"{type(error).__name__}: {error}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            self._excuse(split, epoch, error)
             return None
+
+    def _excuse(self, split: str, epoch: int, error: Exception) -> None:
+        """Turn a failed measurement into a warning, unless it is a mistake known from the start."""
+        wrong_input = isinstance(error, InputError) and not isinstance(error, MeasurementError)
+        if self.on_error == "raise" or (wrong_input and not self._ledger.rows):
+            raise error
+        warnings.warn(
+            f"neural collapse of {split} after epoch {epoch} is nan, training goes on: "
+            f"{type(error).__name__}: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def _log_dict(module: pl.LightningModule, values: dict[str, float]) -> None:

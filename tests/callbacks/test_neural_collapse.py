@@ -138,6 +138,22 @@ def test_a_split_is_never_measured_against_the_means_of_older_weights() -> None:
     assert monitor.history.groupby("epoch")["ncc_accuracy"].count().tolist() == [2, 2, 0, 2]
 
 
+def test_a_loader_of_the_users_that_fails_later_is_a_row_of_nan() -> None:
+    calls: list[int] = []
+
+    def loader() -> DataLoader[Any]:
+        calls.append(1)
+        if len(calls) == 5:  # twice before training, then once per measurement
+            raise OSError("the disk is gone")
+        return train_loader()
+
+    monitor = NeuralCollapse(run_dir="run", verbose=False, splits=("train",), dataloader=loader)
+    with pytest.warns(RuntimeWarning, match="OSError: the disk is gone"):
+        trainer(monitor).fit(TrainOnly(), train_loader())
+    assert monitor.history["nc1"].isna().sum() == 1
+    assert monitor.history["epoch"].tolist() == [0, 1, 2, 3]
+
+
 def test_a_failing_measurement_can_be_made_to_stop_the_run() -> None:
     monitor = NeuralCollapse(run_dir="run", verbose=False, splits=("train",), on_error="raise")
     with pytest.raises(RuntimeError, match="boom"):
