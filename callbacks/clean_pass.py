@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -49,26 +51,49 @@ def default_batch_to_xy(batch: Any) -> tuple[Any, Any]:
     )
 
 
-def clean_loader(loader: Any, limit: int | None = None) -> Any:
-    """Return a loader of the same data set without shuffling, sampling or dropped samples.
-
-    Weighted, subset and batch samplers are replaced, so the whole data set is measured. To be
-    iterated inside :func:`evaluating`: even without shuffling, a ``DataLoader`` draws from the
-    global generator, which would change the training.
+class FirstBatches:
+    """The first batches of a loader, as often as asked.
 
     Args:
-        loader: The user's loader; anything that is no ``DataLoader`` is returned as it is.
-        limit: Measure the first so many samples only.
+        loader: Anything that can be iterated again.
+        count: How many batches.
     """
-    if not isinstance(loader, DataLoader):
-        return loader
+
+    def __init__(self, loader: Any, count: int) -> None:
+        self.loader, self.count = loader, count
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over the first batches."""
+        return itertools.islice(iter(self.loader), self.count)
+
+
+def clean_loader(loader: Any, batches: float = math.inf, *, limited: bool = False) -> Any:
+    """Return a loader of the same data without shuffling or dropped samples.
+
+    A subset sampler's subset is kept; weighted and batch samplers are replaced, so that every
+    sample counts once. To be iterated inside :func:`evaluating`: even without shuffling, a
+    ``DataLoader`` draws from the global generator, which would change the training.
+
+    Args:
+        loader: The user's loader; anything that is no ``DataLoader`` is read as it is.
+        batches: Batches that the trainer takes from it; an iterable data set may have no end.
+        limited: Whether to measure only so many batches of an ordinary data set, too.
+    """
+    endless = not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset)
+    clean = _without_sampling(loader) if isinstance(loader, DataLoader) else loader
+    if math.isfinite(batches) and (endless or limited):
+        return FirstBatches(clean, int(batches))
+    return clean
+
+
+def _without_sampling(loader: DataLoader[Any]) -> DataLoader[Any]:
     data: Any = loader.dataset
     size = loader.batch_size
     if size is None and loader.batch_sampler is not None:  # a batch sampler of the user's
         size = getattr(loader.batch_sampler, "batch_size", None) or 64
-    order: dict[str, Any] = {"shuffle": False}
-    if not isinstance(data, IterableDataset) and limit is not None:
-        order = {"sampler": range(min(limit, len(data)))}
+    inner = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    subset = getattr(inner, "indices", None)  # SubsetRandomSampler: a split of the data set
+    order: dict[str, Any] = {"shuffle": False} if subset is None else {"sampler": list(subset)}
     return DataLoader(
         data,
         batch_size=size,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ncmonitor.callbacks.rows import Row, history_row
+from ncmonitor.history import COLUMNS
 from ncmonitor.phase import PhaseClock, decay_time
 from ncmonitor.report import CollapseReport
 
@@ -41,13 +42,15 @@ class Ledger:
         """The measured epochs, ascending."""
         return sorted({int(row["epoch"]) for row in self.rows})
 
-    def step(self, optimizer: torch.optim.Optimizer, weight: torch.Tensor) -> None:
+    def step(self, optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter | None) -> None:
         """Count a step of the optimizer that is about to be made.
 
         A parametrised weight is no parameter of any optimizer: no decay law is known for it.
         """
-        known = isinstance(weight, torch.nn.Parameter)
-        self._wd_time += decay_time(optimizer, weight) if known else math.nan
+        try:
+            self._wd_time += math.nan if weight is None else decay_time(optimizer, weight)
+        except Exception:  # an optimizer unlike any known must not stop the training
+            self._wd_time = math.nan
 
     def row(
         self, epoch: int, step: int, split: str, report: CollapseReport | None, seconds: float
@@ -68,7 +71,7 @@ class Ledger:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where :meth:`state_dict` was taken."""
-        self.rows = [dict(row) for row in state["rows"]]
+        """Continue where :meth:`state_dict` was taken; columns of another version are dropped."""
+        self.rows = [{k: v for k, v in row.items() if k in COLUMNS} for row in state["rows"]]
         self._clock = PhaseClock(**state["clock"])
         self._wd_time = state["wd_time"]

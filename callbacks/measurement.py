@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +47,8 @@ class Measurement:
         options: The user's.
         name: Name of the classifier; set by :meth:`probe`.
         dtype: Precision of its input.
+        num_classes: Number of its outputs K.
+        dim: Dimension of its input d.
     """
 
     trainer: pl.Trainer
@@ -53,18 +56,32 @@ class Measurement:
     options: Options
     name: str = field(default="", init=False)
     dtype: str = field(default="", init=False)
+    num_classes: int = field(default=0, init=False)
+    dim: int = field(default=0, init=False)
 
     @property
-    def weight(self) -> torch.Tensor:
-        """The classifier's weight now, ``(K, d)``; a parametrised one is made at each access."""
-        weight = self.module.get_submodule(self.name).weight
-        assert isinstance(weight, torch.Tensor)  # the tap has checked
-        return weight
+    def parameter(self) -> torch.nn.Parameter | None:
+        """The classifier's weight as the optimizer holds it; ``None`` if it is parametrised.
+
+        Never computed: reading a parametrised weight in training mode may change it (spectral
+        norm makes a step of its power iteration).
+        """
+        module = self.module.get_submodule(self.name)
+        return module._parameters.get("weight")
+
+    def classifier_state(self) -> dict[str, torch.Tensor]:
+        """Return a copy of the classifier's state, which tells one set of weights from another."""
+        prefix = f"{self.name}."
+        state = self.module.state_dict()
+        return {k: value.clone() for k, value in state.items() if k.startswith(prefix)}
 
     def loaders(self) -> dict[str, Any]:
         """Return clean loaders by split, the training set first.
 
         Validation loaders that Lightning has not set up yet are left out.
+
+        Raises:
+            InputError: If there are several training loaders, or one that may have no end.
         """
         given = self.options.dataloader
         source = given() if callable(given) else given
@@ -73,17 +90,22 @@ class Measurement:
             raise InputError(
                 "the trainer has several training loaders; pass dataloader= the one to measure"
             )
-        limit = None
-        if is_dry_run(self.trainer) or _overfits(self.trainer):
-            size = getattr(source, "batch_size", None) or 1
-            limit = int(self.trainer.num_training_batches) * size
-        loaders = {"train": clean_loader(source, limit)}
+        trainer = self.trainer
+        limited = is_dry_run(trainer) or _overfits(trainer)
+        batches = trainer.num_training_batches if given is None else math.inf
+        if batches == math.inf and trainer.max_epochs == -1 and _has_no_length(source):
+            raise InputError(
+                "the training data has no length and the trainer no last epoch (max_steps alone), "
+                "so the data may have no end; pass dataloader= a finite loader, or "
+                "Trainer(limit_train_batches=...)"
+            )
+        loaders = {"train": clean_loader(source, batches, limited=limited and given is None)}
         if "val" in self.options.splits:
-            limit = limit if is_dry_run(self.trainer) else None
-            found = _several(self.trainer.val_dataloaders)
-            for index, loader in enumerate(found):
+            found = _several(trainer.val_dataloaders)
+            counts = _several(trainer.num_val_batches) or [math.inf] * len(found)
+            for index, (loader, count) in enumerate(zip(found, counts, strict=False)):
                 split = "val" if len(found) == 1 else f"val{index}"
-                loaders[split] = clean_loader(loader, limit)
+                loaders[split] = clean_loader(loader, count, limited=is_dry_run(trainer))
         return loaders
 
     def probe(self) -> None:
@@ -95,7 +117,7 @@ class Measurement:
         loader = self.loaders()["train"]
         with evaluating(self.trainer, self.module), self._tap() as tap:
             try:
-                features, _, _ = next(iter(self._pass(loader, tap)))
+                features, _, logits = next(iter(self._pass(loader, tap)))
             except InputError:
                 raise
             except StopIteration:
@@ -106,16 +128,17 @@ class Measurement:
                     f"{type(error).__name__}: {error}. It calls module(inputs) with the first "
                     "element of the batch; pass forward= or batch_to_xy= if yours needs more"
                 ) from error
-        self.dtype = str(features.dtype).removeprefix("torch.")
-        self._adopt(tap)
+        self.name, self.dtype = tap.name, str(features.dtype).removeprefix("torch.")
+        self.num_classes, self.dim = logits.shape[-1], features.shape[1]
+        self._check_classes()
 
     def facts(self) -> dict[str, Any]:
         """Describe what is measured and how, for the run's record."""
         sizes = {split: _size(loader) for split, loader in self.loaders().items()}
         return {
             "classifier": self.name,
-            "num_classes": self.weight.shape[0],
-            "feature_dim": self.weight.shape[1],
+            "num_classes": self.num_classes,
+            "feature_dim": self.dim,
             "feature_dtype": self.dtype,
             "convention": "class-balanced",
             "splits": {split: size for split, size in sizes.items() if size is not None},
@@ -129,11 +152,11 @@ class Measurement:
             reference: Moments of the training set, for every other split.
         """
         with evaluating(self.trainer, self.module), self._tap() as tap:
-            bias = getattr(tap.classifier, "bias", None)
+            classifier = self.module.get_submodule(self.name)
             return collapse_report(
                 self._pass(loader, tap),
-                self.weight,
-                bias,
+                classifier.weight,
+                getattr(classifier, "bias", None),
                 reference=reference,
                 bank_bytes=self.options.bank_bytes,
             )
@@ -147,17 +170,16 @@ class Measurement:
             self.trainer, self.module, loader, tap, options.batch_to_xy, options.forward
         )
 
-    def _adopt(self, tap: FeatureTap) -> None:
-        self.name = tap.name
-        outputs, asked = self.weight.shape[0], self.options.num_classes
+    def _check_classes(self) -> None:
+        outputs, asked = self.num_classes, self.options.num_classes
         if outputs < 2:
             raise InputError(
-                f"the classifier {tap.name!r} has {outputs} output; neural collapse needs one per "
+                f"the classifier {self.name!r} has {outputs} output; neural collapse needs one per "
                 "class: use a two-output head with cross-entropy for two classes"
             )
         if asked not in (None, outputs):
             raise InputError(
-                f"num_classes={asked}, but the classifier {tap.name!r} has {outputs} outputs; "
+                f"num_classes={asked}, but the classifier {self.name!r} has {outputs} outputs; "
                 "pass classifier= the right layer, or leave num_classes out"
             )
 
@@ -171,7 +193,7 @@ def _overfits(trainer: pl.Trainer) -> bool:
     return bool(getattr(trainer, "overfit_batches", False))
 
 
-def test_loader(trainer: pl.Trainer) -> Any:
+def clean_test_loader(trainer: pl.Trainer) -> Any:
     """Return a clean loader of the trainer's test set, the first if there are several."""
     return clean_loader(_several(trainer.test_dataloaders)[0])
 
@@ -182,6 +204,14 @@ def _size(loader: Any) -> int | None:
         return len(loader.sampler)
     except (AttributeError, TypeError):
         return None
+
+
+def _has_no_length(loader: Any) -> bool:
+    try:
+        len(loader)
+    except TypeError:
+        return True
+    return False
 
 
 def _several(loaders: Any) -> list[Any]:

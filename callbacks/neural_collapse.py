@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 
@@ -17,7 +18,13 @@ from ncmonitor.callbacks._base import Base
 from ncmonitor.callbacks.clean_pass import BatchToXY, Forward
 from ncmonitor.callbacks.console import console_lines
 from ncmonitor.callbacks.ledger import Ledger
-from ncmonitor.callbacks.measurement import Measurement, Options, is_dry_run, test_loader
+from ncmonitor.callbacks.measurement import (
+    Measurement,
+    Options,
+    clean_test_loader,
+    is_dry_run,
+)
+from ncmonitor.callbacks.monitors import check_monitors
 from ncmonitor.callbacks.rows import Row, log_key, log_values, names_of
 from ncmonitor.callbacks.run_log import RunLog, default_run_dir
 from ncmonitor.callbacks.schedule import Schedule, scheduled_epochs
@@ -43,7 +50,7 @@ class NeuralCollapse(Base):
 
     Args:
         classifier: The last linear layer by name or as a module, when it cannot be found.
-        num_classes: Number of classes, when it differs from the classifier's outputs' count.
+        num_classes: Number of classes, checked against the classifier's outputs.
         schedule: ``"every_epoch"``, a period, a list of completed epochs, ``"log"`` or
             ``"papyan"``; the untrained network and the last epoch are always measured.
         splits: What to measure: ``"train"`` first, and ``"val"``.
@@ -99,15 +106,18 @@ class NeuralCollapse(Base):
                 f"splits= must be ('train',) or ('train', 'val'), but is {tuple(splits)!r}: the "
                 "train means are what the other split is measured against"
             )
+        if not isinstance(schedule, (str, int, np.integer)):
+            schedule = list(schedule)  # a generator could be read once only
         scheduled_epochs(schedule, max_epochs=1)  # a wrong schedule should fail here
         self.schedule, self.on_error, self.prefix = schedule, on_error, prefix
         self.verbose = verbose
-        self.run_dir = None if run_dir is None else Path(run_dir)
+        self.run_dir = self._given_dir = None if run_dir is None else Path(run_dir)
         self.report: CollapseReport | None = None
         self._options = Options(
             classifier, num_classes, tuple(splits), dataloader, batch_to_xy, forward, bank_bytes
         )
         self._ledger = Ledger(tpt_accuracy)
+        self._measured: dict[str, torch.Tensor] = {}
         self._measurement: Measurement | None = None
         self._log: RunLog | None = None
 
@@ -144,6 +154,7 @@ class NeuralCollapse(Base):
                 f"{trainer.world_size}; use Trainer(devices=1)"
             )
         scheduled_epochs(self.schedule, trainer.max_epochs)
+        check_monitors(trainer, self.prefix)
         FeatureTap(pl_module, self._options.classifier)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -155,7 +166,8 @@ class NeuralCollapse(Base):
         if "val" in self._options.splits and not trainer.enable_validation:
             warnings.warn("no validation data: only the training set is measured", stacklevel=2)
         self._open(trainer, self._measurement)
-        if epoch not in self._ledger.epochs:
+        known = self._ledger.epochs
+        if not known or (epoch not in known and self.should_measure(epoch, trainer)):
             self._measure_and_log(trainer, epoch)
 
     def on_before_optimizer_step(
@@ -163,7 +175,7 @@ class NeuralCollapse(Base):
     ) -> None:
         """Advance the weight-decay clock by the step that is about to be made."""
         if self._measurement is not None:
-            self._ledger.step(optimizer, self._measurement.weight)
+            self._ledger.step(optimizer, self._measurement.parameter)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure if this epoch is scheduled, and log where monitors can see it."""
@@ -192,8 +204,15 @@ class NeuralCollapse(Base):
         """Measure the test set against the last train means, as ``nc/test/...``."""
         if self.report is None or self._measurement is None or self._log is None:
             return
+        if not self._at_measured_weights(pl_module):
+            warnings.warn(
+                "the test set is not measured: the weights are not those of the last measurement "
+                "of the training set, whose class means it needs",
+                stacklevel=2,
+            )
+            return
         self._measurement.trainer, self._measurement.module = trainer, pl_module
-        rows = [self._row("test", test_loader(trainer), trainer.current_epoch)]
+        rows = [self._row("test", clean_test_loader(trainer), trainer.current_epoch)]
         self._ledger.rows += rows
         self._log.append(rows)
         _log_dict(pl_module, log_values(rows, self.prefix))
@@ -213,11 +232,11 @@ class NeuralCollapse(Base):
         facts = measurement.facts() | {"schedule": str(self.schedule)}
         if not is_dry_run(trainer):
             # Validation may be set up only when it is first due.
-            splits = dict.fromkeys([*measurement.loaders(), *self._options.splits])
+            splits = dict.fromkeys([*measurement.loaders(), *self._options.splits, "test"])
             keys = [log_key(self.prefix, split, n) for split in splits for n in names_of(split)]
             define_axes(trainer.loggers, f"{self.prefix}/epoch", keys)
             record_measurement(trainer.loggers, facts)
-        self.run_dir = self.run_dir or default_run_dir(trainer)
+        self.run_dir = self._given_dir or default_run_dir(trainer)
         writes = trainer.is_global_zero and not is_dry_run(trainer)
         self._log = RunLog(self.run_dir, active=writes)
         self._log.start(self._ledger.rows, facts, trainer.max_epochs or -1)
@@ -251,12 +270,17 @@ class NeuralCollapse(Base):
             self._excuse("train", epoch, error)
             return {"train": None}
 
+    def _at_measured_weights(self, module: pl.LightningModule) -> bool:
+        state = module.state_dict()
+        return all(torch.equal(state[k], value) for k, value in self._measured.items())
+
     def _row(self, split: str, loader: Any, epoch: int) -> Row:
         assert self._measurement is not None
         started = time.perf_counter()
         report = self._report(split, loader, epoch)
         if split == "train":  # also if None: no split is measured against means of older weights
             self.report = report
+            self._measured = self._measurement.classifier_state()
         seconds = time.perf_counter() - started
         step = self._measurement.trainer.global_step
         return self._ledger.row(epoch, step, split, report, seconds)

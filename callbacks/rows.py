@@ -26,7 +26,7 @@ def history_row(
     phase: Mapping[str, float],
     seconds: float,
 ) -> Row:
-    """Return the row of one split; ``nan`` throughout if there is no report.
+    """Return the row of one split; without a report the metrics are ``nan``, the clock stands.
 
     Args:
         epoch: Completed epochs.
@@ -36,9 +36,11 @@ def history_row(
         phase: The clock after this measurement; used on train only.
         seconds: Time it took.
     """
-    values: dict[str, float] = {}
-    if report is not None:
-        values = {**report.as_dict(), **phase}
+    values = dict(phase)
+    if report is None:
+        values["tpt_active"] = math.nan
+    else:
+        values |= report.as_dict()
         values |= {"error": report.error, "cross_entropy": report.cross_entropy}
     row: Row = {"epoch": epoch, "step": step, "split": split}
     row |= {name: float(values.get(name, math.nan)) for name in names_of(split)}

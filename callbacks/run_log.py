@@ -71,8 +71,7 @@ class RunLog:
             "measurement": dict(measurement),
         }
         try:
-            if not rows:
-                keep_previous(self.run_dir)
+            keep_previous(self.run_dir, rows)
             start_history(self.run_dir, rows)
             write_run(self.run_dir, self._facts)
         except OSError as error:

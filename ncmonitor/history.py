@@ -51,10 +51,18 @@ def start_history(run_dir: Path, rows: Iterable[Row] = ()) -> None:
     part.replace(run_dir / HISTORY_FILE)
 
 
-def keep_previous(run_dir: Path) -> None:
-    """Set an earlier run's history in the same folder aside, as ``history.1.csv`` and so on."""
-    path = run_dir / HISTORY_FILE
+def keep_previous(run_dir: Path, rows: Iterable[Row] = ()) -> None:
+    """Set another run's history in the same folder aside, as ``history.1.csv`` and so on.
+
+    Args:
+        run_dir: Folder of the run.
+        rows: Rows that this run brings along; a history that begins with them is its own.
+    """
+    path, mine = run_dir / HISTORY_FILE, _lines(rows)
     if path.exists():
+        old = path.read_text(encoding="utf-8", errors="replace")
+        if mine and old.partition("\n")[2].startswith(mine):
+            return
         number = 1
         while (aside := path.with_suffix(f".{number}.csv")).exists():
             number += 1

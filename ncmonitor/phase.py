@@ -91,7 +91,7 @@ def decay_time(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> flo
         rate, decay = float(group.get("lr", math.nan)), float(group.get("weight_decay", 0.0))
         if decay == 0:
             return 0.0
-        if isinstance(optimizer, torch.optim.SGD):
+        if isinstance(optimizer, torch.optim.SGD) and group["momentum"] < 1:
             gain = 1 - group["dampening"] if group["momentum"] else 1.0
             return float(rate * decay * gain / (1 - group["momentum"]))
         decoupled = isinstance(optimizer, torch.optim.AdamW)

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -42,7 +43,7 @@ def describe_environment() -> dict[str, Any]:
     return {
         "ncmonitor": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]).strip(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": commit,
         "dirty": None if status is None else bool(status),
         "versions": {"python": platform.python_version(), **_versions()},

@@ -22,7 +22,7 @@ from pytorch_lightning.callbacks import (
 )
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset
 
 from ncmonitor import InputError, history, measure_collapse
 from ncmonitor.callbacks import NeuralCollapse, run_log
@@ -113,7 +113,8 @@ def test_a_failing_measurement_is_a_row_of_nan_and_the_training_goes_on_untouche
     with pytest.warns(RuntimeWarning, match=r"train after epoch 2 is nan.*RuntimeError: boom"):
         trainer(monitor).fit(module, train_loader())
     failed = monitor.history.query("epoch == 2").iloc[0]
-    assert failed[[*METRIC_NAMES, *FIT_NAMES, *PHASE_NAMES]].isna().all()
+    assert failed[[*METRIC_NAMES, *FIT_NAMES, "tpt_active"]].isna().all()
+    assert failed["wd_time"] > 0  # the clocks did not stop
     assert monitor.history.query("epoch == 3")["nc1"].notna().all()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
 
@@ -213,6 +214,46 @@ def test_a_parametrised_head_is_read_anew_at_every_measurement() -> None:
     expected = rows.sum(0).norm() / (math.sqrt(CLASSES) * rows.norm())
     assert train["w_mean_ratio"].iloc[-1] == pytest.approx(expected.item(), rel=1e-6)
     assert train["wd_time"].isna().tolist() == [False, True, True, True]
+
+
+def test_a_head_that_changes_when_it_is_read_is_left_alone() -> None:
+    def train(*monitors: pl.Callback) -> Toy:
+        pl.seed_everything(7, verbose=False)
+        module = Toy()
+        module.head = nn.utils.parametrizations.spectral_norm(module.head)  # type: ignore[assignment]
+        trainer(*monitors).fit(module, train_loader(), val_loader())
+        return module
+
+    watched = train(NeuralCollapse(run_dir="run", verbose=False))
+    torch.testing.assert_close(watched.state_dict(), train().state_dict(), rtol=0, atol=0)
+
+
+def test_a_subset_sampler_keeps_its_subset() -> None:
+    data = Recording()
+    train = train_loader(data, shuffle=False, sampler=SubsetRandomSampler(range(30)))
+    val = DataLoader(data, batch_size=8, sampler=SubsetRandomSampler(range(30, 45)))
+    monitor = NeuralCollapse(run_dir="run", verbose=False)
+    trainer(monitor, max_epochs=1).fit(Toy(), train, val)
+    counts = monitor.history.query("epoch == 1").set_index("split")["min_class_count"]
+    assert counts.to_dict() == {"train": 10, "val": 5}
+
+
+class Endless(IterableDataset[tuple[Tensor, Tensor]]):
+    def __iter__(self) -> Any:
+        while True:
+            yield from zip(*blobs(), strict=True)
+
+
+def test_data_without_an_end_is_measured_as_far_as_the_trainer_reads() -> None:
+    monitor = NeuralCollapse(run_dir="run", verbose=False, splits=("train",))
+    fit = trainer(monitor, max_epochs=1, limit_train_batches=3)
+    fit.fit(TrainOnly(), DataLoader(Endless(), batch_size=15))
+    assert monitor.history["min_class_count"].tolist() == [15, 15]
+
+    monitor = NeuralCollapse(run_dir="other", verbose=False, splits=("train",))
+    endless = trainer(monitor, max_epochs=-1, max_steps=4)
+    with pytest.raises(InputError, match=r"may have no end.*limit_train_batches"):
+        endless.fit(TrainOnly(), DataLoader(Endless(), batch_size=15))
 
 
 def test_the_terminal_phase_is_timed_in_completed_epochs() -> None:
@@ -351,8 +392,13 @@ def test_early_stopping_and_checkpoints_can_monitor_it(late: bool) -> None:
 
 @pytest.mark.parametrize(
     ("schedule", "epochs"),
-    [(4, [0, 4, 8, 10]), ([1, 3], [0, 1, 3, 10]), ("every_epoch", list(range(11)))],
-    ids=["period", "list", "every_epoch"],
+    [
+        (4, [0, 4, 8, 10]),
+        ([1, 3], [0, 1, 3, 10]),
+        ((epoch for epoch in (1, 3)), [0, 1, 3, 10]),
+        ("every_epoch", list(range(11))),
+    ],
+    ids=["period", "list", "generator", "every_epoch"],
 )
 def test_the_schedule_decides_and_both_ends_are_always_measured(
     schedule: Any, epochs: list[int]
@@ -411,6 +457,46 @@ def test_a_resumed_run_continues_history_clock_and_schedule() -> None:
     continued = resumed.query("epoch != 3").reset_index(drop=True)
     pd.testing.assert_frame_equal(continued, whole, rtol=1e-9)
     pd.testing.assert_frame_equal(read_history("rest").drop(columns="seconds"), resumed)
+
+
+def test_a_resumed_run_in_anothers_folder_keeps_the_others_history() -> None:
+    other = fitted(max_epochs=2).history
+    part = NeuralCollapse(run_dir="part", verbose=False)
+    fit = trainer(part, max_epochs=1)
+    fit.fit(Toy(), train_loader(), val_loader())
+    fit.save_checkpoint("part.ckpt")
+    monitor = NeuralCollapse(run_dir="run", verbose=False)
+    trainer(monitor, max_epochs=2).fit(
+        Toy(), train_loader(), val_loader(), ckpt_path="part.ckpt", weights_only=True
+    )
+    assert pd.read_csv("run/history.1.csv")["nc1"].tolist() == other["nc1"].tolist()
+    pd.testing.assert_frame_equal(read_history("run"), monitor.history)
+
+
+def test_one_callback_in_two_trainers_writes_two_folders() -> None:
+    monitor = NeuralCollapse(verbose=False)
+    for name in ("a", "b"):
+        fit = trainer(monitor, max_epochs=1, logger=CSVLogger(name))
+        fit.fit(Toy(), train_loader(), val_loader())
+    assert len(list(Path().rglob("history.csv"))) == 2
+
+
+def test_a_test_at_other_weights_is_said_and_not_measured() -> None:
+    monitor = NeuralCollapse(run_dir="run", verbose=False)
+    fit = trainer(monitor, max_epochs=1)
+    fit.fit(Toy(), train_loader(), val_loader())
+    with pytest.warns(UserWarning, match="not those of the last measurement"):
+        fit.test(Toy(), val_loader(), verbose=False)
+    assert "test" not in monitor.history["split"].unique()
+
+
+@pytest.mark.parametrize("callback", [EarlyStopping, ModelCheckpoint])
+def test_a_monitor_that_would_look_too_early_is_refused(callback: type[pl.Callback]) -> None:
+    early = callback(monitor="nc/train/nc1")  # type: ignore[call-arg]
+    monitor = NeuralCollapse(run_dir="run", verbose=False)
+    fit = trainer(early, monitor, val_check_interval=2, enable_checkpointing=True)
+    with pytest.raises(InputError, match=r"set (check|save)_on_train_epoch_end=True"):
+        fit.fit(Toy(), train_loader(), val_loader())
 
 
 def test_the_test_set_is_measured_against_the_last_train_means() -> None:
