@@ -69,7 +69,6 @@ class NeuralCollapse(Base):
 
     Attributes:
         report: The last report of the training set.
-        run_dir: Folder of this run's files; known once training starts.
         overhead_seconds: Time spent measuring so far.
 
     Raises:
@@ -111,7 +110,8 @@ class NeuralCollapse(Base):
         scheduled_epochs(schedule, max_epochs=1)  # a wrong schedule should fail here
         self.schedule, self.on_error, self.prefix = schedule, on_error, prefix
         self.verbose = verbose
-        self.run_dir = self._given_dir = None if run_dir is None else Path(run_dir)
+        self._given_dir = None if run_dir is None else Path(run_dir)
+        self._run_dir = self._given_dir
         self.report: CollapseReport | None = None
         self._options = Options(
             classifier, num_classes, tuple(splits), dataloader, batch_to_xy, forward, bank_bytes
@@ -135,6 +135,15 @@ class NeuralCollapse(Base):
     def history(self) -> pd.DataFrame:
         """Everything measured so far: one row per epoch and split, columns as in the catalogue."""
         return history_frame(self._ledger.rows)
+
+    @property
+    def run_dir(self) -> Path | None:
+        """Folder of this run's files: as given, else as found when training started."""
+        return self._run_dir
+
+    @run_dir.setter
+    def run_dir(self, folder: str | Path) -> None:
+        self._given_dir = self._run_dir = Path(folder)
 
     @property
     def overhead_seconds(self) -> float:
@@ -236,9 +245,9 @@ class NeuralCollapse(Base):
             keys = [log_key(self.prefix, split, n) for split in splits for n in names_of(split)]
             define_axes(trainer.loggers, f"{self.prefix}/epoch", keys)
             record_measurement(trainer.loggers, facts)
-        self.run_dir = self._given_dir or default_run_dir(trainer)
+        self._run_dir = self._given_dir or default_run_dir(trainer)
         writes = trainer.is_global_zero and not is_dry_run(trainer)
-        self._log = RunLog(self.run_dir, active=writes)
+        self._log = RunLog(self._run_dir, active=writes)
         self._log.start(self._ledger.rows, facts, trainer.max_epochs or -1)
 
     def _measure_and_log(self, trainer: pl.Trainer, epoch: int) -> None:

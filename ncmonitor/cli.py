@@ -124,7 +124,10 @@ def _report(words: Sequence[str]) -> int:
     )
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="folder with history.csv")
     folder = parser.parse_args(words).run_dir
-    report = importlib.import_module("ncmonitor.html").write_report(folder)
+    try:
+        report = importlib.import_module("ncmonitor.html").write_report(folder)
+    except OSError as error:  # a folder that cannot be written, a file in the way
+        raise InputError(f"the report cannot be written: {error}") from error
     print(f"{report}   (open it in any browser)")
     return 0
 

@@ -157,8 +157,11 @@ class FitCLI(LightningCLI):
             wandb.run.finish()  # now, so that its last words come before ours
         try:
             read_history(self.folder)
-        except InputError:  # nothing was measured: a dry run, or stopped before the first step
-            self._forget()
+        except InputError as error:
+            if _holds_nothing(self.folder):  # a dry run, or stopped before the first step
+                self._forget()
+            else:
+                warnings.warn(f"no report: {error}", stacklevel=2)
             return
         from ncmonitor.html import write_report
 
@@ -176,8 +179,18 @@ class FitCLI(LightningCLI):
             remove_run_folder(self.folder)
 
 
+def _holds_nothing(folder: Path) -> bool:
+    """Tell whether a run left neither a measured row nor a checkpoint."""
+    history = folder / HISTORY_FILE
+    rows = history.read_text(encoding="utf-8", errors="replace") if history.exists() else ""
+    return rows.count("\n") < 2 and not any(folder.rglob("*.ckpt"))
+
+
 def _check_config(config: Any) -> None:
     """Refuse what would fail, or overwrite another run, only later."""
+    for option in ("max_epochs", "max_steps", "limit_train_batches"):
+        if getattr(config.trainer, option) == 0:
+            raise InputError(f"trainer.{option} is 0, so there is nothing to train or measure")
     if config.threads is not None and config.threads < 1:
         raise InputError(f"threads must be at least 1, but is {config.threads}")
     folder, ckpt = config.trainer.default_root_dir, config.ckpt_path

@@ -32,6 +32,11 @@ class ImageClassifier(pl.LightningModule):
         weight_decay: float = 5e-4,
     ) -> None:
         super().__init__()
+        for name, value in {"lr": lr, "weight_decay": weight_decay}.items():
+            if value < 0:
+                raise InputError(f"ImageClassifier: {name} must not be negative, but is {value}")
+        if not 0 <= momentum < 1:
+            raise InputError(f"ImageClassifier: momentum must lie in [0, 1), but is {momentum}")
         # No save_hyperparameters: the run's config.yaml and its loggers have the whole config, and
         # on resuming LightningCLI would put a checkpoint's values over those of the command line.
         self.network = network

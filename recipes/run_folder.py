@@ -70,7 +70,9 @@ def _numbers(folder: Path) -> list[str]:
     metrics = ", ".join(f"{name} {_rounded(last[name])}" for name in _SHOWN)
     start, exits = last["tpt_start_exact"], last["tpt_exits"]
     left, error = f", left {exits:.0f} times" if exits > 0 else "", f"{last['error']:.2%}"
-    if math.isnan(start):
+    if math.isnan(last["error"]):
+        phase = f"The measurement of epoch {last['epoch']} failed."
+    elif math.isnan(start):
         phase = f"The terminal phase was not reached: the training error is {error}."
     elif last["tpt_active"] == 1:
         phase = f"Terminal phase (no training error) since epoch {start:.0f}{left}."

@@ -123,6 +123,15 @@ def test_report_writes_a_page_and_says_where(
     assert (tmp_path / "report.html").is_file()
 
 
+def test_a_report_that_cannot_be_written_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start_history(tmp_path, collapse_rows(range(5)))
+    (tmp_path / "figures").write_text("a file in the way")
+    assert main(["report", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("ncmonitor: error: the report cannot be written")
+
+
 def test_real_bugs_show_their_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(folder: Path) -> Path:
         raise ZeroDivisionError

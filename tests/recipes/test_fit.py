@@ -336,6 +336,9 @@ MISTAKES = {
     "digits --model.network torch.nn.Flatten --trainer.logger false": "no linear classifier",
     "digits --nc.classifier foo --trainer.logger false": "the model has no module named 'foo'",
     "digits --trainer.max_epochs -1 --trainer.logger false": "set --trainer.max_epochs",
+    "digits --trainer.max_epochs 0": "trainer.max_epochs is 0",
+    "digits --trainer.limit_train_batches 0": "trainer.limit_train_batches is 0",
+    "digits --model.lr -1 --trainer.logger false": "lr must not be negative, but is -1",
 }
 FILES = {
     "broken.yaml": "trainer: {max_epochs: 1\nmodel: 3",
