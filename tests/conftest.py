@@ -65,8 +65,8 @@ def closed_figures() -> Iterator[None]:
 def own_wandb_service() -> Iterator[None]:
     """Let W&B forget its settings and stop its service after a test that used them.
 
-    It reads the settings once for each process, and commands inherit the service: a test could
-    change what a later one does, or take the service down with its command.
+    It reads the settings once for each process, and commands that a test starts inherit the
+    service: what one test sets would decide what a later one does.
     """
     yield
     wandb = sys.modules.get("wandb")
