@@ -324,4 +324,4 @@ def test_an_unknown_number_of_classes_says_what_to_pass() -> None:
 def test_memory_maps_are_measured_where_they_lie(tmp_path: Any) -> None:
     np.save(tmp_path / "features.npy", X.numpy())
     mapped = np.load(tmp_path / "features.npy", mmap_mode="r")
-    assert measure_collapse(mapped, Y.numpy()) == measure_collapse(X, Y)
+    assert measure_collapse(mapped, Y.numpy()).as_dict() == measure_collapse(X, Y).as_dict()
