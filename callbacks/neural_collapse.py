@@ -44,9 +44,10 @@ class NeuralCollapse(Base):
 
     After each scheduled epoch the network runs once, in eval mode at fixed weights, over the clean
     training set and over the validation set. Training is bit-identical to training without the
-    callback. Logged through ``log_dict`` as ``nc/<split>/<metric>`` and ``nc/tpt/<name>`` against
-    ``nc/epoch``, the number of completed epochs (0: the untrained network); kept in
-    :attr:`history`, in the run's ``history.csv`` and in checkpoints.
+    callback, for a forward and a data set without state of their own. Logged through ``log_dict``
+    as ``nc/<split>/<metric>`` and ``nc/tpt/<name>`` against ``nc/epoch``, the number of completed
+    epochs (0: the untrained network); kept in :attr:`history`, in the run's ``history.csv`` and in
+    checkpoints.
 
     Args:
         classifier: The last linear layer by name or as a module, when it cannot be found.
