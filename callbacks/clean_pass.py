@@ -17,7 +17,8 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, IterableDataset
 
 from ncmonitor._checks import InputError
-from ncmonitor._tensors import as_tensor, check_features, check_labels
+from ncmonitor._labels import check_labels
+from ncmonitor._tensors import as_tensor, check_features
 from ncmonitor.tap import FeatureTap, Tapped
 
 BatchToXY = Callable[[Any], tuple[Any, Any]]

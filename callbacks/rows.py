@@ -15,7 +15,7 @@ def names_of(split: str) -> list[str]:
     """Return what is measured on a split: classifier-only metrics and the clock under train."""
     if split == "train":
         return [*FIT_NAMES, *METRIC_NAMES, *PHASE_NAMES]
-    return [*FIT_NAMES, *(n for n in METRIC_NAMES if not CATALOGUE[n].classifier_only)]
+    return [*FIT_NAMES, *(n for n in METRIC_NAMES if not CATALOGUE[n].once)]
 
 
 def history_row(

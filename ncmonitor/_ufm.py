@@ -17,7 +17,8 @@ from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 from ncmonitor._checks import InputError
-from ncmonitor._tensors import check_features, check_labels
+from ncmonitor._labels import check_labels
+from ncmonitor._tensors import check_features
 
 Loss = Literal["ce", "mse"]
 

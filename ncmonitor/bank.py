@@ -29,6 +29,7 @@ class FeatureBank:
         self.budget = budget
         self.in_memory = in_memory
         self.needed = 0
+        self.labels: list[Tensor] = []  # of every batch, past the budget too
         self._entries: list[Entry] = []
 
     @property
@@ -39,6 +40,7 @@ class FeatureBank:
     def add(self, features: Tensor, labels: Tensor, predicted: Tensor | None) -> None:
         """Keep a batch, or note that the budget is spent."""
         self.needed += features.numel() * features.element_size()
+        self.labels.append(labels)
         if not self.complete:
             self._entries.clear()
             return

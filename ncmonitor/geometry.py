@@ -2,90 +2,241 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-#: Blocks of the tall QR and of the all-pairs cosines; K x K is never formed.
+#: Rows handled at once; neither K x K nor a second K x d in float64 is ever formed.
 BLOCK_ROWS = 1024
 
 
 @dataclass(frozen=True)
-class Frame:
-    """K vectors with their mean and the spectrum of the centred system, in float64 on the CPU.
+class Vectors:
+    """K vectors ``scale_c (row_c − origin) − shift``, computed in float64 by blocks of rows.
+
+    The rows stay as they are: at K = 50,000 each float64 copy of them would cost 300 MB.
 
     Attributes:
-        rows: The vectors, ``(K, d)``; class means are given relative to some common origin.
-        mean: Their mean, ``(d,)``: for class means the class-balanced global mean.
-        singular_values: Of the centred rows, descending, ``(K − 1,)``, zeros included.
-        directions: Right singular vectors that belong to them, ``(d, m)``, m ≤ min(K, d).
-        resolution: Length below which a centred vector is rounding of the data.
+        rows: ``(K, d)`` floating point, on the CPU.
+        origin: What is subtracted, ``(d,)`` float64; ``None`` for nothing.
+        scale: Factor of each vector, ``(K,)`` float64; ``None`` for one.
+        shift: What is subtracted after scaling, ``(d,)`` float64; ``None`` for nothing.
     """
 
     rows: Tensor
+    origin: Tensor | None = None
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+
+    def __len__(self) -> int:
+        """K."""
+        return len(self.rows)
+
+    @property
+    def dim(self) -> int:
+        """d."""
+        return self.rows.shape[1]
+
+    def take(self, index: Tensor | slice) -> Tensor:
+        """Return some of the vectors, ``(n, d)`` float64."""
+        block = self.rows[index].double()
+        if self.origin is not None:
+            block = block - self.origin
+        if self.scale is not None:
+            block = block * self.scale[index][:, None]
+        return block if self.shift is None else block - self.shift
+
+    def all(self) -> Tensor:
+        """Return all vectors, ``(K, d)`` float64; for moderate K."""
+        return self.take(slice(None))
+
+    def blocks(self, rows: int | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Iterate over (which, vectors) by blocks of rows."""
+        size = rows or BLOCK_ROWS
+        for start in range(0, len(self), size):
+            part = slice(start, min(start + size, len(self)))
+            yield part, self.take(part)
+
+    @cached_property
+    def norms(self) -> Tensor:
+        """Length of each vector, ``(K,)``."""
+        return torch.cat([block.norm(dim=1) for _, block in self.blocks()])
+
+    @cached_property
+    def norm(self) -> float:
+        """Frobenius norm of all."""
+        return float(self.norms.norm())
+
+    @cached_property
+    def sum(self) -> Tensor:
+        """Sum of all, ``(d,)``."""
+        return torch.stack([block.sum(0) for _, block in self.blocks()]).sum(0)
+
+    def scaled(self, factors: Tensor) -> Vectors:
+        """Return each vector times its factor, ``(K,)``; for vectors not scaled yet."""
+        assert self.scale is None
+        return replace(self, scale=factors)
+
+    def unit(self) -> Vectors:
+        """Return the same directions with length one; ``nan`` where the length is zero."""
+        return self.scaled(1 / self.norms.masked_fill(self.norms == 0, torch.nan))
+
+    def minus(self, vector: Tensor) -> Vectors:
+        """Return the vectors less a common one, ``(d,)``."""
+        name = "origin" if self.scale is None else "shift"
+        before: Tensor | None = getattr(self, name)
+        return replace(self, **{name: vector if before is None else before + vector})
+
+
+@dataclass(frozen=True)
+class Span:
+    """What the K class means span: the spectrum of the (weighted) centred means, and its rank.
+
+    Attributes:
+        singular_values: Descending, ``(K − 1,)``, zeros included; squared and over K, they are the
+            eigenvalues of Σ_B.
+        basis: Orthonormal directions of the resolved ones, ``(d, rank)``.
+    """
+
+    singular_values: Tensor
+    basis: Tensor
+
+    @classmethod
+    def of(cls, centred: Vectors, resolution: float) -> Span:
+        """Decompose K centred vectors; directions within the rounding of the data are left out.
+
+        Args:
+            centred: The class means about the global mean, each times ``√(K p_c)`` if class c has
+                weight p_c in Σ_B.
+            resolution: Rounding of the features.
+        """
+        values, directions = _spectrum(centred)
+        return cls(values, directions[:, : resolved_rank(values, centred, resolution)])
+
+    @property
+    def rank(self) -> int:
+        """Number of resolved directions."""
+        return self.basis.shape[1]
+
+    @property
+    def resolved(self) -> Tensor:
+        """The singular values of the resolved directions, ``(rank,)``."""
+        return self.singular_values[: self.rank]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """K vectors, their mean, and the spectrum about it: what the Gram matrix knows.
+
+    Along 1 and its complement the Gram matrix ``VVᵀ`` has the squared singular values of the
+    centred vectors, a coupling, and one trivial eigenvalue; no K x K matrix is needed.
+
+    Attributes:
+        vectors: The vectors; class means are given relative to some common point.
+        mean: Their plain mean, ``(d,)``.
+        singular_values: Of the vectors minus their mean, descending, ``(K − 1,)``, zeros included.
+        resolution: Length below which a centred vector is rounding of the data.
+    """
+
+    vectors: Vectors
     mean: Tensor
     singular_values: Tensor
-    directions: Tensor
     resolution: float = 0.0
 
     @classmethod
-    def of(cls, rows: Tensor, resolution: float = 0.0) -> Frame:
-        """Build the frame of ``(K, d)`` rows, K ≥ 2."""
-        rows = rows.detach().to("cpu", torch.float64)
-        mean = rows.mean(0)
-        values, directions = _spectrum(rows - mean)
-        spectrum = torch.zeros(len(rows) - 1, dtype=torch.float64)
-        kept = min(len(values), len(spectrum))  # a K-th value is rounding: centred rows sum to 0
-        spectrum[:kept] = values[:kept]
-        return cls(rows, mean, spectrum, directions, resolution)
-
-    @property
-    def centred(self) -> Tensor:
-        """Rows minus their mean, ``(K, d)``."""
-        return self.rows - self.mean
+    def of(cls, rows: Tensor | Vectors) -> Frame:
+        """Build the frame of K ≥ 2 vectors."""
+        vectors = rows if isinstance(rows, Vectors) else Vectors(rows.detach().cpu())
+        mean = vectors.sum / len(vectors)
+        values = torch.linalg.svdvals(_factor(vectors.minus(mean)))
+        return cls(vectors, mean, _padded(values, len(vectors)))
 
     @cached_property
-    def rank(self) -> int:
-        """Directions that the data resolves, at most min(K − 1, d).
-
-        A singular value counts when it exceeds both the rounding of the float64 SVD and the
-        rounding of the features that the rows are means of (:attr:`resolution`): inverting one
-        below it would turn rounding noise into a huge NC1.
-        """
-        if not len(self.singular_values):
-            return 0
-        floor = max(self.rows.shape) * torch.finfo(torch.float64).eps * self.singular_values[0]
-        resolved = (self.singular_values > floor) & (self.singular_values > self.resolution)
-        return min(int(resolved.sum()), self.rows.shape[1])
-
-    @cached_property
-    def basis(self) -> Tensor:
-        """Orthonormal directions of the resolved span, ``(d, rank)``."""
-        return self.directions[:, : self.rank]
-
-    @cached_property
-    def coordinates(self) -> Tensor:
-        """Centred rows in :attr:`basis`, ``(K, rank)``."""
-        return self.centred @ self.basis
+    def centred(self) -> Vectors:
+        """The vectors minus their mean."""
+        return self.vectors.minus(self.mean)
 
     @cached_property
     def degenerate(self) -> int:
-        """Number of centred rows whose length is not above :attr:`resolution`."""
-        return int((self.centred.norm(dim=1) <= self.resolution).sum())
+        """Number of centred vectors whose length is not above :attr:`resolution`."""
+        return int((self.centred.norms <= self.resolution).sum())
+
+    @property
+    def flat(self) -> bool:
+        """Whether all vectors coincide within :attr:`resolution`."""
+        return self.degenerate == len(self.vectors)
+
+    @property
+    def eigenvalues(self) -> Tensor:
+        """Of the centred Gram matrix on the complement of 1, ``(K − 1,)``."""
+        return self.singular_values.square()
+
+    @cached_property
+    def coupling(self) -> float:
+        """``2K ‖V_c v̄‖²``: the squared entries of the Gram matrix between 1 and its complement."""
+        products = [(block @ self.mean).square().sum() for _, block in self.centred.blocks()]
+        return 2 * len(self.vectors) * float(torch.stack(products).sum())
+
+    @cached_property
+    def trivial(self) -> float:
+        """Eigenvalue of the Gram matrix along 1, ``K ‖v̄‖²``."""
+        return len(self.vectors) * float(self.mean.square().sum())
+
+    @cached_property
+    def gram_norm(self) -> float:
+        """Frobenius norm of the Gram matrix, ``‖VVᵀ‖_F``."""
+        squares = float(self.eigenvalues.square().sum()) + self.coupling + self.trivial**2
+        return math.sqrt(squares)
 
 
-def _spectrum(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return singular values and right singular vectors ``(d, m)`` of ``(K, d)`` rows.
+def resolved_rank(values: Tensor, vectors: Vectors, resolution: float) -> int:
+    """Number of singular values that the data resolves, at most d.
 
-    The rows are decomposed themselves, never their Gram matrix, which would halve the digits. For
-    K far above d a QR by blocks of rows goes first: the factor R has the same right vectors.
+    One counts when it exceeds both the rounding of the float64 SVD and the rounding of the
+    features that the vectors are means of: inverting one below it would turn rounding noise into a
+    huge NC1.
     """
-    if len(rows) > 4 * rows.shape[1]:
-        factor = rows[:0]
-        for block in torch.split(rows, max(BLOCK_ROWS, rows.shape[1])):
-            factor = torch.linalg.qr(torch.cat([factor, block]), mode="r").R
-        rows = factor
-    _, values, right = torch.linalg.svd(rows, full_matrices=False)
-    return values, right.T
+    if not len(values):
+        return 0
+    floor = max(len(vectors), vectors.dim) * torch.finfo(torch.float64).eps * values[0]
+    return min(int(((values > floor) & (values > resolution)).sum()), vectors.dim)
+
+
+def _spectrum(vectors: Vectors) -> tuple[Tensor, Tensor]:
+    """Return singular values ``(K − 1,)`` and right singular vectors ``(d, m)``.
+
+    The vectors themselves are decomposed, never their Gram matrix, which would halve the digits.
+    """
+    if vectors.dim > len(vectors):
+        basis, factor = torch.linalg.qr(vectors.all().T)
+        left, values, _ = torch.linalg.svd(factor, full_matrices=False)
+        directions = basis @ left
+    else:
+        _, values, right = torch.linalg.svd(_factor(vectors), full_matrices=False)
+        directions = right.T
+    return _padded(values, len(vectors)), directions
+
+
+def _factor(vectors: Vectors) -> Tensor:
+    """Return the triangular factor of the vectors (of their transpose for d > K).
+
+    It has their singular values and, for K ≥ d, their right singular vectors. By blocks of rows:
+    for K far above d neither the vectors in float64 nor an orthogonal factor is ever held.
+    """
+    if vectors.dim > len(vectors):
+        return torch.linalg.qr(vectors.all().T, mode="r").R
+    factor = vectors.take(slice(0, 0))
+    for _, block in vectors.blocks(max(BLOCK_ROWS, vectors.dim)):
+        factor = torch.linalg.qr(torch.cat([factor, block]), mode="r").R
+    return factor
+
+
+def _padded(values: Tensor, count: int) -> Tensor:
+    spectrum = torch.zeros(count - 1, dtype=torch.float64)
+    kept = min(len(values), len(spectrum))  # a K-th value is rounding: centred rows sum to 0
+    spectrum[:kept] = values[:kept]
+    return spectrum

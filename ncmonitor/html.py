@@ -152,7 +152,7 @@ def _formula(text: str) -> Markup:
 
 
 def _cell(row: pd.Series[Any] | None, entry: Quantity, split: str) -> Cell:
-    if split != "train" and (entry.classifier_only or entry.group == "phase"):
+    if split != "train" and (entry.once or entry.group == "phase"):
         return Cell("·", "none")
     if row is None:
         return Cell("not measured", "none")

@@ -3,73 +3,43 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ncmonitor._checks import InputError, MeasurementError
-from ncmonitor._tensors import as_tensor, exact_arithmetic, working_dtype
-from ncmonitor.geometry import Frame
-from ncmonitor.moments import BLOCK_ROWS, ClassMoments
+from ncmonitor import _tensors
+from ncmonitor._checks import InputError
+from ncmonitor._labels import IGNORE_INDEX, Batch, clean_batch
+from ncmonitor._tensors import Scratch, check_floating, exact_arithmetic, home, working_dtype
+from ncmonitor.bank import Entry
+from ncmonitor.centres import Centres
+from ncmonitor.classifier import Classifier
+from ncmonitor.companions import Block, Companion, Margin
+from ncmonitor.moments import ClassMoments
 
-#: Up to so many classes the distances between all class means are tabulated (16 MiB in float32).
-TABLE_CLASSES = 2048
-
-
-class Classifier:
-    """The last linear layer, ``z = W h + b``, kept in float64.
-
-    Args:
-        weight: ``(K, d)`` floating point.
-        bias: ``(K,)`` or ``None``.
-
-    Raises:
-        InputError: If the shapes do not fit.
-        MeasurementError: If a number is not finite.
-    """
-
-    def __init__(self, weight: object, bias: object = None) -> None:
-        self.weight = as_tensor(weight).double()
-        if self.weight.ndim != 2:
-            raise InputError(f"weight must have shape (K, d), got {tuple(self.weight.shape)}")
-        count = self.weight.shape[0]
-        self.bias = self.weight.new_zeros(count) if bias is None else as_tensor(bias).double()
-        if self.bias.shape != (count,):
-            raise InputError(
-                f"bias must have shape ({count},) like the rows of weight, "
-                f"got {tuple(self.bias.shape)}"
-            )
-        if not bool(self.weight.isfinite().all() and self.bias.isfinite().all()):
-            raise MeasurementError(
-                "the classifier's weight or bias is not finite (nan or inf): the network has "
-                "diverged"
-            )
-
-    def check(self, features: Tensor) -> None:
-        """Raise :class:`InputError` unless it takes features of this dimension."""
-        if features.shape[1] != self.weight.shape[1]:
-            raise InputError(
-                f"expected features of dimension {self.weight.shape[1]} as weight has columns, "
-                f"got {features.shape[1]}"
-            )
-
-    def logits(self, features: Tensor, origin: Tensor) -> Tensor:
-        """Return ``(N, K)`` logits; about ``origin``, so that a common offset costs no digits."""
-        constant = self.weight @ origin.double() + self.bias
-        weight = self.weight.to(features)
-        return (features - origin.to(features)) @ weight.T + constant.to(features)
+#: Elements of a block of logits or distances: wide enough for a matrix product at full speed.
+SCORE_ELEMENTS: Final = 2**22
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy per sample, ``(N,)``, with full relative precision near 0.
+def score_rows(num_classes: int, dim: int) -> int:
+    """Return how many samples to score at once."""
+    return min(_tensors.block_rows(dim), max(64, SCORE_ELEMENTS // num_classes))
+
+
+def cross_entropy_(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy per sample, ``(N,)`` float64, with full relative precision near 0; in place.
 
     ``−log softmax(z)_y = softplus(logsumexp_{j≠y}(z_j − z_y))``: deep in the terminal phase the
     usual form ends in ``1 − 1`` and reads 0 or a multiple of the rounding unit.
     """
-    gaps = logits - logits.gather(1, labels[:, None])
-    gaps.scatter_(1, labels[:, None], -torch.inf)
-    return functional.softplus(gaps.logsumexp(1))
+    logits.sub_(logits.gather(1, labels[:, None]))
+    logits.scatter_(1, labels[:, None], -torch.inf)
+    top = logits.amax(1, keepdim=True)
+    rest = logits.sub_(top).exp_().sum(1).double().log_().add_(top.squeeze(1))
+    return functional.softplus(rest)
 
 
 class FirstLook:
@@ -78,52 +48,94 @@ class FirstLook:
     Args:
         num_classes: Number of classes K.
         classifier: Gives the logits where the stream has none; ``None`` for features alone.
+        ignore_index: Samples with this label are left out.
     """
 
-    def __init__(self, num_classes: int, classifier: Classifier | None = None) -> None:
-        self.moments = ClassMoments(num_classes)
+    def __init__(
+        self,
+        num_classes: int,
+        classifier: Classifier | None = None,
+        ignore_index: int = IGNORE_INDEX,
+    ) -> None:
+        self.moments = ClassMoments(num_classes, ignore_index=ignore_index)
         self.classifier = classifier
-        self.samples = 0
         self.decides = True
         self._origin: Tensor | None = None
         self._wrong = torch.zeros((), dtype=torch.int64)
         self._loss = torch.zeros((), dtype=torch.float64)
 
-    def update(
-        self, features: Tensor, labels: Tensor, logits: Tensor | None = None
-    ) -> Tensor | None:
-        """Take in a batch and return what the network predicts on it, ``(N,)`` or ``None``."""
-        self.moments.update(features, labels)
-        self.samples += len(labels)
-        if self.classifier is not None:
-            self.classifier.check(features)
-        with exact_arithmetic(features.device):
-            return self._decide(features, labels, logits)
+    def update(self, features: Tensor, labels: Tensor, logits: Tensor | None = None) -> Entry:
+        """Take in a batch; return its features, labels and what the network predicts.
 
-    def _decide(self, features: Tensor, labels: Tensor, logits: Tensor | None) -> Tensor | None:
-        scores = self._scores(features) if logits is None else logits
-        if scores is None:
+        The features come back as ``(N, d)`` without ignored samples; ``None`` for predictions
+        without logits or classifier.
+        """
+        check_floating(features)
+        moments = self.moments
+        batch = clean_batch(features, labels, moments.num_classes, moments.ignore_index, logits)
+        if self.classifier is not None:
+            self.classifier.check(batch.features)
+        moments.take(batch)
+        with exact_arithmetic(batch.features.device):
+            return batch.features, batch.labels, self._decide(batch)
+
+    def replay(self, features: Tensor, labels: Tensor, predicted: Tensor | None) -> None:
+        """Take in an entry of :meth:`update` under other labels; the loss is not known then."""
+        self.moments.take(Batch(features, labels, None, None))
+        self.decides = predicted is not None
+        if predicted is not None:
+            labels = labels.to(predicted.device)
+            wrong = (predicted != labels) & (labels < self.moments.num_classes)
+            self._wrong = self._wrong.to(predicted.device) + wrong.sum()
+        self._loss = self._loss + torch.nan
+
+    def _decide(self, batch: Batch) -> Tensor | None:
+        count, samples = self.moments.num_classes, len(batch.labels)
+        logits = batch.logits
+        if logits is None and self.classifier is None:
             self.decides = False
             return None
-        if scores.shape != (len(labels), self.moments.num_classes):
+        if logits is not None and logits.shape != (samples, count):
             raise InputError(
-                f"expected logits of shape {(len(labels), self.moments.num_classes)}, "
-                f"got {tuple(scores.shape)}"
+                f"expected logits of shape {(samples, count)}, got {tuple(logits.shape)}"
             )
-        scores, labels = scores.to(working_dtype(scores)), labels.long()
-        predicted = scores.argmax(1)
-        device = scores.device  # sums stay where the data is: no synchronisation per batch
-        self._wrong = self._wrong.to(device) + (predicted != labels).sum()
-        self._loss = self._loss.to(device) + cross_entropy(scores, labels).double().sum()
+        scratch, predicted = Scratch(), []
+        rows = score_rows(count, batch.features.shape[1])
+        for start in range(0, samples, rows):
+            part = slice(start, start + rows)
+            given = None if logits is None else logits[part]
+            scores = self._scores(batch.features[part], given, scratch)
+            predicted.append(self._count(scores, batch.labels[part].to(scores.device)))
+        return torch.cat(predicted) if predicted else batch.labels
+
+    def _count(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """Count errors and loss of a block of logits, which is spent; return the predictions."""
+        predicted, device = scores.argmax(1), scores.device
+        counted = labels < self.moments.num_classes
+        loss = cross_entropy_(scores, labels.clamp(max=scores.shape[1] - 1))
+        wrong = (predicted != labels) & counted
+        # Sums stay where the data is: no synchronisation per batch.
+        self._wrong = self._wrong.to(device) + wrong.sum()
+        loss = torch.where(counted, loss, 0.0) if device.type != "cpu" else loss
+        self._loss = self._loss.to(home(device)) + loss.to(home(device)).double().sum()
         return predicted
 
-    def _scores(self, features: Tensor) -> Tensor | None:
-        if self.classifier is None:
-            return None
-        features = features.to(working_dtype(features))
+    def _scores(self, features: Tensor, logits: Tensor | None, scratch: Scratch) -> Tensor:
+        """Return a block of logits in a buffer."""
+        source = features if logits is None else logits
+        shape, dtype = (len(features), self.moments.num_classes), working_dtype(source)
+        scores = scratch.get("scores", source, *shape, dtype=dtype)
+        if logits is not None:
+            return scores.copy_(logits)
+        assert self.classifier is not None
         if self._origin is None:
-            self._origin = features[:1].mean(0)  # a fresh tensor, whatever happens to the batch
-        return self.classifier.logits(features, self._origin)
+            self._origin = features[0].to(dtype, copy=True)  # whatever happens to the batch
+        return self.classifier.logits(features.to(dtype), self._origin, scratch, scores)
+
+    @property
+    def samples(self) -> int:
+        """Number of samples, ignored ones left out."""
+        return int(self.moments.counts.sum())
 
     @property
     def error(self) -> float:
@@ -136,112 +148,79 @@ class FirstLook:
         return float(self._loss) / self.samples
 
 
-class Centres:
-    """Class means ready for subtraction from features without losing the small difference.
-
-    A float64 mean rounded to float32 costs 7e-4 at spread 1e-5, so it is subtracted as reference
-    plus correction, two nearly exact float32 steps.
-
-    Args:
-        moments: Of the split whose class means these are.
-        frame: The means of its present classes.
-        present: Indices of those classes, ``(K_S,)``.
-    """
-
-    def __init__(self, moments: ClassMoments, frame: Frame, present: Tensor) -> None:
-        references = moments.references
-        self.present = present.to(references.device)
-        self.references = references
-        self.corrections = moments.offsets.to(references.dtype)
-        self.basis = frame.basis.to(references)
-        # In units of the largest direction: squares stay in the range of float32.
-        self.unit = float(frame.singular_values[0]) if frame.rank else 1.0
-        coordinates = frame.coordinates / self.unit  # (K_S, r)
-        self.coordinates = coordinates.to(references)
-        self.half_squares = _half_squares(coordinates).to(references)
-        # Position of every class among the present ones. An absent class (train lacks it, this
-        # split has it) borrows the first: any centre will do to measure distances from.
-        self.position = torch.zeros(
-            moments.num_classes, dtype=torch.int64, device=references.device
-        )
-        self.position[self.present] = torch.arange(len(present), device=references.device)
-
-    def project(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return residuals about the (borrowed) class mean, ``(N, r)`` in the span; position."""
-        position = self.position[labels]
-        anchor = self.present[position]
-        residuals = (features - self.references[anchor]) - self.corrections[anchor]
-        return residuals @ self.basis.to(residuals), position  # train's dtype may be another
-
-    def nearest(self, projected: Tensor, position: Tensor) -> Tensor:
-        """Return the class whose mean is nearest, ``(N,)``.
-
-        With p the residual about μ_y, ``argmin_c ‖h − μ_c‖ = argmax_c p·μ̇_c − ½‖μ_c − μ_y‖²``,
-        inside the span: the rest of the distance is the same for all classes. Nothing here is of
-        the size of the means once features collapse, so means that nearly coincide are told apart.
-        """
-        projected = projected.to(self.coordinates) / self.unit
-        if self.half_squares.ndim == 2:
-            scores = projected @ self.coordinates.T - self.half_squares[position]
-        else:
-            scores = (projected + self.coordinates[position]) @ self.coordinates.T
-            scores -= self.half_squares
-        return self.present[scores.argmax(1)]
-
-
-def _half_squares(coordinates: Tensor) -> Tensor:
-    """Return ``½‖a_c − a_c′‖²``, ``(K, K)``; for many classes ``½‖a_c‖²``, ``(K,)``."""
-    if len(coordinates) > TABLE_CLASSES:
-        return coordinates.square().sum(1) / 2
-    # By differences: the expansion of the square, cdist's own choice, cancels.
-    exact = "donot_use_mm_for_euclid_dist"
-    return torch.cdist(coordinates, coordinates, compute_mode=exact).square() / 2
-
-
 class SecondLook:
     """What needs the final means: NC1 per class, nearest class centres, agreement.
 
     Args:
         num_classes: Number of classes K.
         own: This split's centres.
-        inverse: ``1/s_r`` of the own frame, ``(r,)``.
         train: Centres that decide the nearest class.
+        companions: What else is computed on the way.
+        margin: Where the margins between the two nearest centres go, if asked for.
     """
 
-    def __init__(self, num_classes: int, own: Centres, inverse: Tensor, train: Centres) -> None:
-        device = own.references.device
-        self.own, self.train = own, train
-        self._inverse = inverse.to(own.references)
-        self.whitened = torch.zeros(num_classes, dtype=torch.float64, device=device)
-        self.in_span = torch.zeros(num_classes, dtype=torch.float64, device=device)
+    def __init__(
+        self,
+        num_classes: int,
+        own: Centres,
+        train: Centres,
+        companions: Sequence[Companion] = (),
+        margin: Margin | None = None,
+    ) -> None:
+        device = own.device
+        self.num_classes, self.own, self.train = num_classes, own, train
+        self.companions, self.margin = companions, margin
+        self._whitened = torch.zeros(num_classes + 1, dtype=torch.float64, device=device)
+        self._in_span = torch.zeros(num_classes + 1, dtype=torch.float64, device=device)
         self._disagreements = torch.zeros((), dtype=torch.int64, device=device)
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
-        self.samples = 0
 
     def update(self, features: Tensor, labels: Tensor, predicted: Tensor | None) -> None:
-        """Take in a batch of the stream that the first look saw."""
-        device, dtype = self.whitened.device, self.own.references.dtype
+        """Take in an entry of :meth:`FirstLook.update`."""
+        device, width = self.own.device, features.shape[1]
+        rows = score_rows(len(self.train.present), width)
         with exact_arithmetic(device):
-            for start in range(0, len(labels), BLOCK_ROWS):
-                block = slice(start, start + BLOCK_ROWS)
+            for start in range(0, len(labels), rows):
+                part = slice(start, start + rows)
                 self._absorb(
-                    features[block].to(device, dtype),
-                    labels[block].to(device).long(),
-                    None if predicted is None else predicted[block].to(device),
+                    features[part].to(device),
+                    labels[part].to(device),
+                    None if predicted is None else predicted[part].to(device),
                 )
 
     def _absorb(self, features: Tensor, labels: Tensor, predicted: Tensor | None) -> None:
-        projected, position = self.own.project(features, labels)
-        whitened = (projected * self._inverse).double().square().sum(1)
-        self.whitened.index_add_(0, labels, whitened)
-        self.in_span.index_add_(0, labels, projected.double().square().sum(1))
-        if self.train is not self.own:
-            projected, position = self.train.project(features, labels)
-        nearest = self.train.nearest(projected, position)
+        residuals, position = self.own.residuals(features, labels)
+        projected = self.own.project(residuals)
+        self._in_span.index_add_(0, labels, _square_norms(projected))
+        for companion in self.companions:
+            companion.absorb(Block(features, labels, residuals, projected))
+        nearest = self._nearest(features, labels, projected, position)
         self._correct += (nearest == labels).sum()
         if predicted is not None:
-            self._disagreements += (nearest != predicted).sum()
-        self.samples += len(labels)
+            wrong = (nearest != predicted) & (labels < self.num_classes)
+            self._disagreements += wrong.sum()
+        self._whitened.index_add_(0, labels, _square_norms(projected.mul_(self.own.inverse)))
+
+    def _nearest(
+        self, features: Tensor, labels: Tensor, projected: Tensor, position: Tensor
+    ) -> Tensor:
+        if self.train is not self.own:
+            residuals, position = self.train.residuals(features, labels)
+            projected = self.train.project(residuals)
+        scores = self.train.scores(projected, position)
+        if self.margin is not None:
+            self.margin.absorb(features, labels, scores)
+        return self.train.present[scores.argmax(1)]
+
+    @property
+    def whitened(self) -> Tensor:
+        """Sum of ``‖Ṁ⁺(h − μ_c)‖²`` per class, ``(K,)``."""
+        return self._whitened[:-1].cpu()
+
+    @property
+    def in_span(self) -> Tensor:
+        """Sum of ``‖Uᵀ(h − μ_c)‖²`` per class, ``(K,)``."""
+        return self._in_span[:-1].cpu() * self.own.unit**2
 
     @property
     def disagreement(self) -> float:
@@ -255,4 +234,9 @@ class SecondLook:
 
     def _share(self, count: Tensor) -> float:
         """Return a share of all samples; ``nan`` if there is no second mean to choose."""
-        return int(count) / self.samples if len(self.train.present) > 1 else math.nan
+        samples = int(self.own.moments.counts.sum())
+        return int(count) / samples if len(self.train.present) > 1 else math.nan
+
+
+def _square_norms(rows: Tensor) -> Tensor:
+    return (rows * rows).sum(1, dtype=torch.float64)

@@ -1,23 +1,26 @@
-"""From features to a report: two looks at the same numbers, one pass of the network."""
+"""Measure neural collapse: of features in memory, or of batches of any total size."""
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ncmonitor._checks import InputError, MeasurementError
-from ncmonitor._tensors import as_tensor, check_features, check_labels
+from ncmonitor._labels import IGNORE_INDEX, check_labels, flatten_tokens
+from ncmonitor._tensors import as_tensor, check_floating
 from ncmonitor.bank import DEFAULT_BANK_BYTES, Entry, FeatureBank
-from ncmonitor.geometry import Frame
-from ncmonitor.looks import Centres, Classifier, FirstLook, SecondLook
-from ncmonitor.metrics import Snapshot, applicable, mantissa_bits, measured_values
+from ncmonitor.catalogue import MetricChoice
+from ncmonitor.classifier import Classifier
+from ncmonitor.evaluate import evaluate
+from ncmonitor.looks import FirstLook
 from ncmonitor.moments import ClassMoments
 from ncmonitor.report import CollapseReport
+from ncmonitor.settings import Settings
+from ncmonitor.shuffle import only_for, relabelled, while_alive
 
 Batch = Sequence[Any]
 
@@ -31,11 +34,18 @@ def measure_collapse(
     logits: Any = None,
     num_classes: int | None = None,
     reference: ClassMoments | None = None,
+    metrics: MetricChoice = "default",
+    convention: str = "balanced",
+    superclasses: Sequence[int] | None = None,
+    ridge: float = 0.0,
+    ignore_index: int = IGNORE_INDEX,
 ) -> CollapseReport:
     """Measure neural collapse of features in memory.
 
     Args:
         features: ``(N, d)`` floating point, torch or numpy: the input of the last linear layer.
+            ``(B, T, d)`` with labels ``(B, T)`` is taken token by token. Half precision is read
+            as float32.
         labels: ``(N,)`` class indices in ``[0, K)``.
         weight: Rows of the last linear layer, ``(K, d)``. Without it every classifier metric is
             absent from the report.
@@ -44,12 +54,22 @@ def measure_collapse(
         num_classes: K; found from ``weight``, ``logits``, ``reference`` or the largest label.
         reference: Moments whose class means decide the nearest class (NC4, NCC): those of the
             training set when this is another split. ``None`` uses the split's own.
+        metrics: What to compute beside the default: ``"all"``, or names of metrics and groups, as
+            in ``["imbalance", "vci"]``; ``ncmonitor metrics`` lists them.
+        convention: ``"balanced"``: every class weighs the same; ``"sample"``: every sample does;
+            ``"papyan_demo"``: as in the notebook of Papyan, Han & Donoho (NC1 without 1/K, sample
+            standard deviations, squared NC3, sample-weighted Σ_W).
+        superclasses: Block of each class, ``(K,)``, for ``sk_residual_block``.
+        ridge: λ of the squared loss's decomposition (``mse_l_*``): half the weight decay for a
+            loss summed over the classes.
+        ignore_index: Samples with this label are left out.
 
     Returns:
-        The report; undefined metrics are ``nan``.
+        The report; undefined metrics are ``nan``. Its :meth:`~CollapseReport.null` measures the
+        same features with shuffled labels while they are in memory.
 
     Raises:
-        InputError: If shapes, dtypes or labels do not fit, or a feature is not finite.
+        InputError: If shapes, dtypes, devices or labels do not fit, or a feature is not finite.
 
     Example:
         >>> import torch
@@ -59,15 +79,18 @@ def measure_collapse(
         >>> report.nc1, report.nc4_disagreement, round(report.nc3_self_duality, 6)
         (0.0, 0.0, 0.0)
     """
-    features, labels = as_tensor(features), as_tensor(labels)
-    check_features(features)
-    check_labels(labels, len(features))
-    batch: Batch = (features, labels) if logits is None else (features, labels, as_tensor(logits))
-    if num_classes is None and weight is None and logits is not None and batch[2].ndim == 2:
-        num_classes = batch[2].shape[1]
+    settings = Settings.of(metrics, convention, superclasses, ridge, ignore_index)
+    batch = _batch_of(features, labels, logits)
     if num_classes is None and weight is None and reference is None:
-        num_classes = max(2, int(labels.long().max()) + 1) if len(labels) else 2
-    return collapse_report([batch], weight, bias, num_classes=num_classes, reference=reference)
+        num_classes = _classes_of(batch, ignore_index)
+
+    def measure(*arrays: Any, null_seed: int | None = None) -> CollapseReport:
+        features, labels, weight, bias, logits = arrays
+        batch = [_batch_of(features, labels, logits)]
+        return _measure(batch, weight, bias, num_classes, reference, settings, null_seed=null_seed)
+
+    arrays = (features, labels, weight, bias, logits)
+    return replace(measure(*arrays), shuffle=while_alive(arrays, measure))
 
 
 def collapse_report(
@@ -77,6 +100,12 @@ def collapse_report(
     *,
     num_classes: int | None = None,
     reference: ClassMoments | None = None,
+    metrics: MetricChoice = "default",
+    convention: str = "balanced",
+    superclasses: Sequence[int] | None = None,
+    ridge: float = 0.0,
+    ignore_index: int = IGNORE_INDEX,
+    null_seed: int | None = None,
     bank_bytes: int = DEFAULT_BANK_BYTES,
 ) -> CollapseReport:
     """Measure neural collapse of features that come in batches, of any total size.
@@ -87,11 +116,18 @@ def collapse_report(
 
     Args:
         batches: Re-iterable of ``(features, labels)`` or ``(features, labels, logits)`` with
-            shapes ``(B, d)``, ``(B,)`` and ``(B, K)``.
+            shapes ``(B, d)``, ``(B,)`` and ``(B, K)``; or ``(B, T, d)``, ``(B, T)``, ``(B, T, K)``.
         weight: As in :func:`measure_collapse`.
         bias: As in :func:`measure_collapse`.
         num_classes: K; found from ``weight`` or ``reference`` if not given.
         reference: As in :func:`measure_collapse`.
+        metrics: As in :func:`measure_collapse`.
+        convention: As in :func:`measure_collapse`.
+        superclasses: As in :func:`measure_collapse`.
+        ridge: As in :func:`measure_collapse`.
+        ignore_index: As in :func:`measure_collapse`.
+        null_seed: Also measure with labels shuffled by this seed, for ``report.null()``: two more
+            looks.
         bank_bytes: Budget for keeping features between the looks.
 
     Returns:
@@ -101,22 +137,64 @@ def collapse_report(
         InputError: As :func:`measure_collapse`; also if there is no sample, if the budget is
             exceeded by a source that can be read only once, or if two readings differ.
     """
+    settings = Settings.of(metrics, convention, superclasses, ridge, ignore_index)
+    return _measure(batches, weight, bias, num_classes, reference, settings, bank_bytes, null_seed)
+
+
+def _measure(
+    batches: Iterable[Batch],
+    weight: Any,
+    bias: Any,
+    num_classes: int | None,
+    reference: ClassMoments | None,
+    settings: Settings,
+    bank_bytes: int = DEFAULT_BANK_BYTES,
+    null_seed: int | None = None,
+) -> CollapseReport:
+    """Look twice at every feature; twice more with shuffled labels if there is a seed."""
     classifier = None if weight is None else Classifier(weight, bias)
     num_classes = _num_classes(num_classes, classifier, reference)
+    settings.check_classes(num_classes)
     bank = FeatureBank(bank_bytes, in_memory=isinstance(batches, (list, tuple)))
-    first = FirstLook(num_classes, classifier)
+
+    def first_look() -> FirstLook:
+        return FirstLook(num_classes, classifier, settings.ignore_index)
+
+    def again() -> Iterator[Entry]:
+        look = first_look()
+        yield from _entries(batches, look)
+        _check_same(first, look, bank.needed)
+
+    first = first_look()
     for entry in _entries(batches, first):
         bank.add(*entry)
     _check_first(first, reference)
-    entries = iter(bank)
-    again = None
+    source: Callable[[], Iterable[Entry]] = bank.__iter__
     if not bank.complete:
-        again = FirstLook(num_classes, classifier)
-        entries = _entries(_reread(batches, bank), again)
-    report = _finish(first, entries, classifier, reference)
-    if again is not None:
-        _check_same(first, again, bank.needed)
-    return report
+        _check_rereadable(batches, bank, times=2 if null_seed is None else 4)
+        source = again
+    report = evaluate(first, source(), reference, settings)
+    if null_seed is None:
+        return report
+    look, entries = relabelled(first_look(), source, bank.labels, null_seed)
+    null = evaluate(look, entries, reference, settings)
+    return replace(report, shuffle=only_for(null_seed, null))
+
+
+def _batch_of(features: Any, labels: Any, logits: Any) -> Batch:
+    features, labels = as_tensor(features), as_tensor(labels)
+    check_floating(features)
+    return (features, labels) if logits is None else (features, labels, as_tensor(logits))
+
+
+def _classes_of(batch: Batch, ignore_index: int) -> int:
+    """Return K from the logits, else from the largest label."""
+    if len(batch) == 3 and batch[2].ndim > 1:
+        return int(batch[2].shape[-1])
+    features, labels = flatten_tokens(*batch[:2])
+    check_labels(labels[labels != ignore_index], int((labels != ignore_index).sum()))
+    labels = labels.long()
+    return max(2, int(labels[labels != ignore_index].max()) + 1) if len(labels) else 2
 
 
 def _entries(batches: Iterable[Batch], look: FirstLook) -> Iterator[Entry]:
@@ -129,100 +207,7 @@ def _entries(batches: Iterable[Batch], look: FirstLook) -> Iterator[Entry]:
                 f"got a {kind}{size}"
             )
         features, labels, *logits = map(as_tensor, batch)
-        yield features, labels, look.update(features, labels, *logits)
-
-
-def _finish(
-    first: FirstLook,
-    entries: Iterable[Entry],
-    classifier: Classifier | None,
-    reference: ClassMoments | None,
-) -> CollapseReport:
-    moments = first.moments
-    present = (moments.counts > 0).nonzero().squeeze(1).cpu()
-    means = mean_frame(moments, present)
-    second = _second_look(first, means, present, entries, reference)
-    snapshot = Snapshot(
-        counts=moments.counts.cpu()[present].double(),
-        variances=moments.class_variances.cpu()[present],
-        means=means,
-        whitened=second.whitened.cpu()[present],
-        in_span=second.in_span.cpu()[present],
-        classifier=None if classifier is None else Frame.of(classifier.weight.cpu()[present]),
-        disagreement=second.disagreement if first.decides else None,
-        accuracy=second.accuracy,
-        neg_clips=moments.neg_clips,
-        feature_dtype=_feature_dtype(moments),
-    )
-    values = measured_values(snapshot) if len(present) > 1 else _without_geometry(snapshot)
-    return CollapseReport(
-        values,
-        moments,
-        error=first.error if first.decides else math.nan,
-        cross_entropy=first.cross_entropy if first.decides else math.nan,
-        samples=first.samples,
-    )
-
-
-def _second_look(
-    first: FirstLook,
-    means: Frame,
-    present: Tensor,
-    entries: Iterable[Entry],
-    reference: ClassMoments | None,
-) -> SecondLook:
-    moments = first.moments
-    own = train = Centres(moments, means, present)
-    if reference is not None:
-        seen = (reference.counts > 0).nonzero().squeeze(1).cpu()
-        reference = reference.to(moments.references.device)
-        train = Centres(reference, mean_frame(reference, seen), seen)
-    second = SecondLook(moments.num_classes, own, 1 / means.singular_values[: means.rank], train)
-    for entry in entries:
-        second.update(*entry)
-    return second
-
-
-def _without_geometry(one: Snapshot) -> dict[str, float]:
-    """Return the values for a single class: ``nan`` for all that needs the means of two."""
-    names = applicable(
-        classifier=one.classifier is not None, decisions=one.disagreement is not None
-    )
-    decisions = {"nc4_disagreement": one.disagreement, "ncc_accuracy": one.accuracy}
-    known = {name: value for name, value in decisions.items() if value is not None} | {
-        "n_classes_present": 1.0,
-        "min_class_count": float(one.counts[0]),
-        "n_singleton_classes": float(one.counts[0] == 1),
-        "degenerate_classes": 1.0,
-        "nc1_rank": 0.0,
-        "neg_clips": float(one.neg_clips),
-        "feature_dtype": mantissa_bits(one.feature_dtype),
-    }
-    return {name: known.get(name, math.nan) for name in names}
-
-
-def mean_frame(moments: ClassMoments, present: Tensor) -> Frame:
-    """Return the frame of the present classes' means.
-
-    Means are given relative to the first class's reference point, which takes a large common
-    offset out exactly: references are numbers of the features' own precision.
-
-    Args:
-        moments: Of any split.
-        present: Indices of the classes that have samples, ``(K_S,)``.
-    """
-    references = moments.references.cpu()[present].double()
-    rows = (references - references[0]) + moments.offsets.cpu()[present]
-    square_norms = moments.class_variances.cpu()[present] + (rows + references[0]).square().sum(1)
-    # Not divided by the root of a class's count: samples that have collapsed to the rounding step
-    # all round alike, so the rounding of their mean does not average out.
-    unit = torch.finfo(_feature_dtype(moments)).eps
-    return Frame.of(rows, resolution=unit * math.sqrt(float(square_norms.mean())))
-
-
-def _feature_dtype(moments: ClassMoments) -> torch.dtype:
-    assert moments.feature_dtype is not None  # set by the first sample
-    return moments.feature_dtype
+        yield look.update(features, labels, *logits)
 
 
 def _num_classes(
@@ -266,7 +251,7 @@ def _check_first(first: FirstLook, reference: ClassMoments | None) -> None:
         )
 
 
-def _reread(batches: Iterable[Batch], bank: FeatureBank) -> Iterable[Batch]:
+def _check_rereadable(batches: Iterable[Batch], bank: FeatureBank, times: int) -> None:
     if iter(batches) is batches:
         raise InputError(
             f"the features take {bank.needed:,} bytes, more than bank_bytes={bank.budget:,}, and "
@@ -275,10 +260,10 @@ def _reread(batches: Iterable[Batch], bank: FeatureBank) -> Iterable[Batch]:
         )
     warnings.warn(
         f"features take {bank.needed:,} bytes, more than bank_bytes={bank.budget:,}: the network "
-        f"runs a second time; bank_bytes={bank.needed} avoids it",
-        stacklevel=3,
+        f"runs {'a second time' if times == 2 else f'{times} times'}; "
+        f"bank_bytes={bank.needed} avoids it",
+        stacklevel=4,
     )
-    return batches
 
 
 def _check_same(first: FirstLook, again: FirstLook, needed: int) -> None:

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from cases import Case
 from ncmonitor import CollapseReport, measure_collapse
+from ncmonitor.catalogue import FIT_NAMES, METRIC_NAMES
 from reference import ambiguous_share, reference_metrics
+from reference_optional import optional_metrics
 
 #: Shares of samples: rounding may flip a sample between two near-equal candidates, nothing else.
 DECISIONS = {"nc4_disagreement", "ncc_accuracy", "error"}
@@ -32,7 +34,7 @@ def array(tensor: Tensor | None) -> Any:
 
 def flat(report: CollapseReport) -> dict[str, float]:
     """Metrics and, where something decides, error and cross-entropy, as the twin returns them."""
-    values = report.as_dict()
+    values = {name: value for name, value in report.as_dict().items() if "/" not in name}
     if not math.isnan(report.error):
         values |= {"error": report.error, "cross_entropy": report.cross_entropy}
     return values
@@ -44,10 +46,14 @@ def fast(case: Case, **changes: Any) -> dict[str, float]:
     return flat(measure_collapse(**(given | changes)))
 
 
-def naive(case: Case, **changes: Any) -> dict[str, float]:
+def naive(case: Case, *, metrics: str = "default", **changes: Any) -> dict[str, float]:
     given = {"features": array(case.features), "labels": array(case.labels)}
-    given |= {"weight": array(case.weight), "bias": array(case.bias)}
-    return reference_metrics(**(given | changes))
+    given |= {"weight": array(case.weight), "bias": array(case.bias)} | changes
+    values = reference_metrics(**given)
+    given.pop("logits", None)
+    values |= optional_metrics(**given)
+    kept = {*METRIC_NAMES, *FIT_NAMES} if metrics == "default" else set(values)
+    return {name: value for name, value in values.items() if name in kept}
 
 
 def unsure(case: Case, **changes: Any) -> float:

@@ -37,7 +37,7 @@ from reference import (
     within_covariance,
 )
 
-CLASSIFIER = {q.name for q in METRICS if q.classifier_only or q.group == "nc3"}
+CLASSIFIER = {q.name for q in METRICS if q.needs == "classifier"}
 NC1 = {"nc1", "nc1_quotient", "within_in_span_frac"}
 ANGLES_MEANS = {"nc2_equiangular_std_means", "nc2_max_angle_means"}
 MEANS = ANGLES_MEANS | {"nc2_equinorm_means", "nc2_etf_means"}

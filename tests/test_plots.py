@@ -83,7 +83,7 @@ def test_curves_makes_axes_of_its_own_without_pyplot(history: pd.DataFrame) -> N
 def test_every_quantity_can_be_drawn_under_its_label(history: pd.DataFrame, name: str) -> None:
     ax = curves(history, fresh_axes(), quantities=name)
     entry = CATALOGUE[name]
-    splits = ["train"] if entry.classifier_only or entry.group == "phase" else ["train", "val"]
+    splits = ["train"] if entry.once or entry.group == "phase" else ["train", "val"]
     assert ax.get_ylabel() == entry.label
     assert lines_of(ax) == [f"{entry.label}, {split}" for split in splits]
 

@@ -3,55 +3,55 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from ncmonitor.geometry import Frame
-from ncmonitor.metrics import duality, frames, variability
+from ncmonitor.catalogue import CATALOGUE
+from ncmonitor.conventions import Convention
+from ncmonitor.geometry import Frame, Span, Vectors
+from ncmonitor.metrics import duality, frames, imbalance, symmetry, total, variability
+from ncmonitor.pairs import pair_count
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """All that the metrics read: one split, restricted to its present classes, at fixed weights.
+class Shape:
+    """What the first look tells of one split: its present classes, at fixed weights.
 
     Attributes:
+        convention: How classes are weighted.
         counts: Samples per present class, ``(K_S,)`` float64.
         variances: ``Ave ‖h − μ_c‖²`` per present class, ``(K_S,)``.
-        means: Frame of the class means.
-        whitened: Sum of ``‖Ṁ⁺(h − μ_c)‖²`` per present class, ``(K_S,)``.
-        in_span: Sum of ``‖Uᵀ(h − μ_c)‖²`` per present class, ``(K_S,)``.
+        feature_norms: ``Ave ‖h‖`` per present class, ``(K_S,)``.
+        means: Frame of the class means about their plain mean.
+        centred: Class means about the global mean of the convention.
+        span: Their span under the convention.
         classifier: Frame of the classifier's rows of the present classes.
-        disagreement: Share of samples where network and nearest class mean differ.
-        accuracy: Accuracy of the nearest class mean.
+        constant: ``b + Wμ_G`` of the present classes, ``(K_S,)``.
+        bias: b of the present classes, ``(K_S,)``; 0 where there is none.
+        origin: The point that the rows of :attr:`means` are relative to, ``(d,)``.
+        blocks: Super-class of each present class, ``(K_S,)``; ``None``: minority and majority.
         neg_clips: Variances clipped at 0.
         feature_dtype: Precision of the features.
     """
 
+    convention: Convention
     counts: Tensor
     variances: Tensor
+    feature_norms: Tensor
     means: Frame
-    whitened: Tensor
-    in_span: Tensor
+    centred: Vectors
+    span: Span
     classifier: Frame | None
-    disagreement: float | None
-    accuracy: float
+    constant: Tensor | None
+    bias: Tensor | None
+    origin: Tensor
+    blocks: Tensor | None
     neg_clips: int
     feature_dtype: torch.dtype
-
-    @cached_property
-    def mean_angles(self) -> tuple[float, float]:
-        """Spread and distance of the cosines of the centred means; undefined if one vanishes."""
-        undefined = self.means.degenerate > 0
-        return (math.nan, math.nan) if undefined else frames.angles(self.means.centred)
-
-    @cached_property
-    def row_angles(self) -> tuple[float, float]:
-        """The same for the rows of the classifier."""
-        return frames.angles(self.rows.rows)
 
     @property
     def rows(self) -> Frame:
@@ -62,25 +62,88 @@ class Snapshot:
     @property
     def flat(self) -> bool:
         """Whether the class means coincide within the rounding of the features."""
-        return self.means.degenerate == len(self.means.rows)
+        return self.means.flat
+
+    @property
+    def weights(self) -> Tensor:
+        """What each class counts in averages over samples, ``(K_S,)``."""
+        return class_weights(self.counts, samples=self.convention.sample_within)
+
+    @cached_property
+    def resolved(self) -> bool:
+        """Whether every class mean differs from the global mean."""
+        return not bool((self.centred.norms <= self.means.resolution).any())
+
+    @cached_property
+    def angles(self) -> tuple[float, float]:
+        """Spread and distance of the cosines of the centred means; undefined if one vanishes."""
+        return frames.angles(self.centred) if self.resolved else (math.nan, math.nan)
+
+    @cached_property
+    def row_angles(self) -> tuple[float, float]:
+        """The same for the rows of the classifier."""
+        return frames.angles(self.rows.vectors)
+
+    @cached_property
+    def equal_rows(self) -> bool:
+        """Whether the classifier's rows are equal: centred, they leave rounding behind."""
+        size, count = self.rows.vectors.norm, len(self.counts)
+        return self.rows.centred.norm <= count * torch.finfo(torch.float64).eps * size
+
+    @cached_property
+    def alignment(self) -> tuple[float, float]:
+        """Mean cosine of rows and class means, and one minus it."""
+        if self.means.degenerate or bool((self.rows.vectors.norms == 0).any()):
+            return math.nan, math.nan
+        return duality.cosines(self.rows.vectors, self.means.centred)
 
 
-Compute = Callable[[Snapshot], float]
+def class_weights(counts: Tensor, *, samples: bool) -> Tensor:
+    """Return what each class counts in an average: its share of the samples, or 1/K."""
+    return counts / counts.sum() if samples else torch.full_like(counts, 1 / len(counts))
 
 
-def _duality(s: Snapshot, *, centred: bool = False) -> float:
-    if s.flat:
+def _unless(undefined: bool, value: Callable[[], float]) -> float:
+    return math.nan if undefined else value()
+
+
+def _self_duality(s: Shape, *, centred: bool = False, squared: bool = False) -> float:
+    if s.flat or (centred and s.equal_rows):
         return math.nan
-    rows = s.rows.centred if centred else s.rows.rows
-    # Equal rows leave rounding behind when they are centred; that is not a direction.
-    if centred and rows.norm() <= len(rows) * torch.finfo(rows.dtype).eps * s.rows.rows.norm():
-        return math.nan
-    return duality.self_duality(rows, s.means.centred)
+    rows = s.rows.centred if centred else s.rows.vectors
+    value = duality.self_duality(rows, s.centred)
+    return value**2 if squared or s.convention.nc3_squared else value
 
 
-def _s_min_ratio(s: Snapshot) -> float:
-    values = s.means.singular_values
-    return math.nan if s.means.rank == 0 else float(values[-1] / values[0])
+def _etf_means(s: Shape) -> float:
+    if s.convention.sample_between:  # not centred on the plain mean
+        return frames.etf_distance(Frame.of(s.centred), centred=False)
+    return frames.etf_distance(s.means, centred=True)
+
+
+def _raw_means(s: Shape) -> Vectors:
+    """Return the class means as they are."""
+    return s.means.vectors.minus(-s.origin)
+
+
+def _constant(s: Shape) -> Tensor:
+    assert s.constant is not None
+    return s.constant
+
+
+def _logit_breaking(s: Shape) -> float:
+    constant = _constant(s) - _constant(s).mean()
+    return symmetry.logit_breaking(s.means.centred, s.rows.centred, constant)
+
+
+def _block_residual(s: Shape) -> float:
+    blocks = imbalance.minority(s.counts).long() if s.blocks is None else s.blocks
+    return symmetry.block_residual(s.means, blocks.unique(return_inverse=True)[1])
+
+
+def _s_min_ratio(s: Shape) -> float:
+    values = s.span.singular_values
+    return math.nan if s.span.rank == 0 else float(values[-1] / values[0])
 
 
 def mantissa_bits(dtype: torch.dtype) -> float:
@@ -88,57 +151,185 @@ def mantissa_bits(dtype: torch.dtype) -> float:
     return 1 - math.log2(torch.finfo(dtype).eps)
 
 
-#: How each default metric is computed; names as in the catalogue.
-COMPUTE: dict[str, Compute] = {
-    "nc1": lambda s: variability.nc1(s.whitened, s.counts, s.means),
-    "nc1_quotient": lambda s: variability.nc1_quotient(s.variances, s.counts, s.means),
-    "within_in_span_frac": lambda s: variability.within_in_span_frac(
-        s.in_span, s.counts, s.variances, s.means
+#: From the first look alone; names as in the catalogue.
+SHAPE: dict[str, Callable[[Shape], float]] = {
+    "nc1_quotient": lambda s: _unless(
+        s.flat or float(s.counts.max()) <= 1,
+        lambda: variability.nc1_quotient(s.variances, s.weights, s.span.singular_values),
     ),
-    "nc2_equinorm_means": lambda s: math.nan if s.flat else frames.equinorm(s.means.centred),
-    "nc2_equinorm_w": lambda s: frames.equinorm(s.rows.rows),
-    "nc2_equiangular_std_means": lambda s: s.mean_angles[0],
+    "nc1_cdnv": lambda s: _unless(
+        s.flat or float(s.counts.max()) <= 1,
+        lambda: variability.nc1_cdnv(s.means.centred, s.variances, s.means.resolution),
+    ),
+    "nc2_equinorm_means": lambda s: _unless(
+        s.flat, lambda: frames.equinorm(s.centred, ddof=s.convention.ddof)
+    ),
+    "nc2_equinorm_w": lambda s: frames.equinorm(s.rows.vectors, ddof=s.convention.ddof),
+    "nc2_equiangular_std_means": lambda s: s.angles[0],
     "nc2_equiangular_std_w": lambda s: s.row_angles[0],
-    "nc2_max_angle_means": lambda s: s.mean_angles[1],
+    "nc2_max_angle_means": lambda s: s.angles[1],
     "nc2_max_angle_w": lambda s: s.row_angles[1],
-    "nc2_etf_means": lambda s: math.nan if s.flat else frames.etf_distance(s.means, centred=True),
+    "nc2_etf_means": lambda s: _unless(s.flat, lambda: _etf_means(s)),
     "nc2_etf_w": lambda s: frames.etf_distance(s.rows, centred=False),
-    "nc3_self_duality": _duality,
-    "nc3_self_duality_sq": lambda s: _duality(s) ** 2,
-    "nc3_self_duality_centered": lambda s: _duality(s, centred=True),
-    "nc4_disagreement": lambda s: math.nan if s.disagreement is None else s.disagreement,
-    "ncc_accuracy": lambda s: s.accuracy,
-    "w_mean_ratio": lambda s: duality.row_mean_ratio(s.rows.rows),
+    "nc2_etf_w_centered": lambda s: _unless(
+        s.equal_rows, lambda: frames.etf_distance(s.rows, centred=True)
+    ),
+    "nc3_self_duality": _self_duality,
+    "nc3_self_duality_sq": lambda s: _self_duality(s) ** (1 if s.convention.nc3_squared else 2),
+    "nc3_self_duality_centered": lambda s: _self_duality(s, centred=True),
+    "nc3_etf_product": lambda s: _unless(
+        s.flat, lambda: duality.etf_product(s.rows.vectors, s.means.centred)
+    ),
+    "nc3_cos_mean": lambda s: s.alignment[0],
+    "nc_bias": lambda s: _unless(
+        s.flat or s.equal_rows,
+        lambda: duality.bias_collapse(s.rows.vectors, s.means.centred, _constant(s)),
+    ),
+    "w_mean_ratio": lambda s: duality.row_mean_ratio(s.rows.vectors),
+    "nc0_k": lambda s: float(s.rows.vectors.sum.square().sum()) / len(s.counts),
+    "sk_breaking_means": lambda s: _unless(
+        s.flat, lambda: symmetry.sk_breaking(s.means, centred=True)
+    ),
+    "sk_breaking_norm": lambda s: _unless(s.flat, lambda: symmetry.sk_breaking_norm(s.means)),
+    "sk_breaking_pair": lambda s: _unless(s.flat, lambda: symmetry.sk_breaking_pair(s.means)),
+    "sk_breaking_w": lambda s: symmetry.sk_breaking(s.rows, centred=False),
+    "of_etf_index": lambda s: _unless(s.equal_rows, lambda: symmetry.of_etf_index(s.rows)),
+    "sk_breaking_logits": lambda s: _unless(
+        s.flat or s.rows.vectors.norm == 0, lambda: _logit_breaking(s)
+    ),
+    "sk_residual_block": lambda s: _unless(s.flat, lambda: _block_residual(s)),
+    "nc2_imbalance_floor": lambda s: imbalance.imbalance_floor(s.counts),
+    "seli_dist_w": lambda s: imbalance.seli_distance(s.rows.vectors, s.counts, "w"),
+    "seli_dist_means": lambda s: _unless(
+        s.flat, lambda: imbalance.seli_distance(s.means.centred, s.counts, "means")
+    ),
+    "sel_logit_dist": lambda s: _unless(
+        s.flat, lambda: duality.etf_product(s.rows.vectors, _raw_means(s))
+    ),
+    "minority_cos": lambda s: imbalance.minority_cosine(s.rows.vectors, s.counts),
+    "norm_ratio": lambda s: imbalance.norm_ratio(s.rows.vectors, s.counts),
+    "nc2_etf_floor": lambda s: frames.etf_floor(len(s.counts), s.centred.dim),
+    "gnc2_one_vs_rest": lambda s: frames.one_vs_rest(s.rows.vectors),
+    "gnc2_log_energy": lambda s: _unless(
+        s.means.degenerate > 0, lambda: frames.log_energy(s.means.centred)
+    ),
+    "gnc3_align": lambda s: s.alignment[1],
+    "std_log_norm": lambda s: _unless(
+        s.means.degenerate > 0, lambda: frames.std_log_norm(s.means.centred)
+    ),
+    "feature_norm_mean": lambda s: float(
+        (s.feature_norms * class_weights(s.counts, samples=s.convention.sample_between)).sum()
+    ),
+    "w_norm": lambda s: s.rows.vectors.norm,
+    "participation_ratio_means": lambda s: frames.participation_ratio(s.means),
     "n_classes_present": lambda s: float(len(s.counts)),
     "min_class_count": lambda s: float(s.counts.min()),
     "n_singleton_classes": lambda s: float((s.counts == 1).sum()),
-    "degenerate_classes": lambda s: float(s.means.degenerate),
-    "nc1_rank": lambda s: float(s.means.rank),
+    "degenerate_classes": lambda s: float((s.centred.norms <= s.means.resolution).sum()),
+    "nc1_rank": lambda s: float(s.span.rank),
     "s_min_ratio": _s_min_ratio,
     "neg_clips": lambda s: float(s.neg_clips),
     "feature_dtype": lambda s: mantissa_bits(s.feature_dtype),
+    "n_pairs": lambda s: float(pair_count(len(s.counts))),
 }
 
-_NEED_CLASSIFIER = {name for name in COMPUTE if name.endswith("_w") or name.startswith("nc3_")}
-_NEED_CLASSIFIER.add("w_mean_ratio")
+
+@dataclass(frozen=True)
+class Spread:
+    """What the second look tells; holds no class mean, which many classes make large.
+
+    Attributes:
+        convention: How classes are weighted.
+        counts: Samples per present class, ``(K_S,)`` float64.
+        variances: ``Ave ‖h − μ_c‖²`` per present class, ``(K_S,)``.
+        rank: Of the class means.
+        whitened: ``Ave ‖Ṁ⁺(h − μ_c)‖²`` per present class, ``(K_S,)``.
+        in_span: ``Ave ‖Uᵀ(h − μ_c)‖²`` per present class, ``(K_S,)``.
+        accuracy: Of the nearest class mean.
+        disagreement: Share of samples where network and nearest class mean differ.
+        margin: Median margin between the two nearest class means.
+        directional: Directional CDNV per present class.
+        fuzziness: ``tr(SS_w SS_b⁺)``.
+        second_moments: Σ_W beside the class means, where a metric asks for it.
+        loss: Parts of the squared loss.
+    """
+
+    convention: Convention
+    counts: Tensor
+    variances: Tensor
+    rank: int
+    whitened: Tensor
+    in_span: Tensor
+    accuracy: float
+    disagreement: float = math.nan
+    margin: float = math.nan
+    directional: Tensor | None = None
+    fuzziness: float = math.nan
+    second_moments: total.Total | None = None
+    loss: total.SquaredLoss | None = None
+
+    @property
+    def weights(self) -> Tensor:
+        """What each class counts in averages over samples, ``(K_S,)``."""
+        return class_weights(self.counts, samples=self.convention.sample_within)
+
+    @property
+    def undefined(self) -> bool:
+        """Whether NC1 is: no resolved direction, or no class with two samples."""
+        return self.rank == 0 or float(self.counts.max()) <= 1
+
+    @property
+    def moments(self) -> total.Total:
+        """The second moments, for metrics that asked for them."""
+        assert self.second_moments is not None
+        return self.second_moments
+
+    @property
+    def parts(self) -> total.SquaredLoss:
+        """The squared loss; ``nan`` where all class means coincide."""
+        return self.loss or total.SquaredLoss(math.nan, math.nan, math.nan)
 
 
-def applicable(*, classifier: bool, decisions: bool) -> list[str]:
-    """Return the default metrics that apply, in catalogue order.
+def _nc1(s: Spread) -> float:
+    factor = len(s.counts) if s.convention.nc1_times_k else 1
+    return variability.nc1(s.whitened, s.weights) * factor
+
+
+def _directional(s: Spread) -> float:
+    undefined = s.undefined or s.directional is None
+    return math.nan if undefined else variability.nc1_cdnv_directional(s.directional)
+
+
+#: From the second look.
+SPREAD: dict[str, Callable[[Spread], float]] = {
+    "nc1": lambda s: _unless(s.undefined, lambda: _nc1(s)),
+    "within_in_span_frac": lambda s: _unless(
+        s.undefined,
+        lambda: variability.within_in_span_frac(s.in_span, s.variances, s.weights),
+    ),
+    "nc1_cdnv_directional": _directional,
+    "vci": lambda s: _unless(s.undefined, lambda: total.vci(s.moments)),
+    "separation_fuzziness": lambda s: _unless(s.undefined, lambda: s.fuzziness),
+    "nc4_disagreement": lambda s: s.disagreement,
+    "ncc_accuracy": lambda s: s.accuracy,
+    "ncc_margin": lambda s: s.margin,
+    "mse_l_nc1": lambda s: s.parts.l_nc1,
+    "mse_l_nc23": lambda s: s.parts.l_nc23,
+    "mse_l_perp": lambda s: s.parts.l_perp,
+    "central_path_dist": lambda s: s.parts.central_path_distance(len(s.counts)),
+    "entropy_rank_total": lambda s: total.entropy_rank(s.moments),
+    "numerical_rank": lambda s: total.numerical_rank(s.moments),
+}
+
+
+def applicable(names: Iterable[str], *, classifier: bool, decisions: bool) -> list[str]:
+    """Return those of the names that apply, in order.
 
     Args:
+        names: From the catalogue.
         classifier: Whether there are classifier weights.
         decisions: Whether every sample has logits.
     """
-    absent = set() if classifier else set(_NEED_CLASSIFIER)
-    if not decisions:
-        absent.add("nc4_disagreement")
-    return [name for name in COMPUTE if name not in absent]
-
-
-def measured_values(snapshot: Snapshot) -> dict[str, float]:
-    """Compute every default metric that applies to a snapshot, in catalogue order."""
-    names = applicable(
-        classifier=snapshot.classifier is not None, decisions=snapshot.disagreement is not None
-    )
-    return {name: COMPUTE[name](snapshot) for name in names}
+    absent = {"targets"} | ({"classifier"} if not classifier else set())
+    absent |= {"decisions"} if not decisions else set()
+    return [name for name in names if CATALOGUE[name].needs not in absent]

@@ -199,7 +199,7 @@ def test_the_numbers_are_those_of_features_collected_by_hand() -> None:
         fit = {"error": report.error, "cross_entropy": report.cross_entropy}
         expected = {**report.as_dict(), **fit}
         for name, value in expected.items():
-            if split == "val" and CATALOGUE[name].classifier_only:
+            if split == "val" and CATALOGUE[name].once:
                 assert bool(pd.isna(row[name]))
             else:
                 assert row[name] == pytest.approx(value, rel=1e-6, abs=1e-12), (split, name)
@@ -280,7 +280,7 @@ def test_weight_decay_time_counts_every_optimizer_step() -> None:
 def expected_keys() -> set[str]:
     names = [*FIT_NAMES, *METRIC_NAMES]
     keys = {f"nc/train/{n}" for n in names} | {f"nc/tpt/{n}" for n in PHASE_NAMES}
-    keys |= {f"nc/val/{n}" for n in names if not CATALOGUE[n].classifier_only}
+    keys |= {f"nc/val/{n}" for n in names if not CATALOGUE[n].once}
     return keys | {"nc/epoch"}
 
 

@@ -15,7 +15,7 @@ from ncmonitor.callbacks.wandb_axes import define_axes, is_wandb, record_measure
 from ncmonitor.catalogue import CATALOGUE, FIT_NAMES, METRIC_NAMES, METRICS, PHASE_NAMES
 from ncmonitor.history import COLUMNS, history_frame
 
-ONLY_TRAIN = {q.name for q in METRICS if q.classifier_only} | set(PHASE_NAMES)
+ONLY_TRAIN = {q.name for q in METRICS if q.once} | set(PHASE_NAMES)
 PHASE = {name: float(i) for i, name in enumerate(PHASE_NAMES)}
 
 

@@ -47,7 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NeuralCollapse]
 def keys(monitor: NeuralCollapse) -> set[str]:
     names = [*FIT_NAMES, *METRIC_NAMES]
     expected = {f"nc/train/{name}" for name in names} | {f"nc/tpt/{name}" for name in PHASE_NAMES}
-    return expected | {f"nc/val/{n}" for n in names if not CATALOGUE[n].classifier_only}
+    return expected | {f"nc/val/{n}" for n in names if not CATALOGUE[n].once}
 
 
 def test_every_epoch_is_there_under_exactly_the_keys_of_the_design(

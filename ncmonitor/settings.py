@@ -1,0 +1,76 @@
+"""What to compute and how: the choices of a user, checked once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ncmonitor._checks import InputError
+from ncmonitor._labels import IGNORE_INDEX
+from ncmonitor.catalogue import METRIC_NAMES, MetricChoice, chosen
+from ncmonitor.conventions import CONVENTIONS, Convention, convention_named
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The choices of one measurement; see :func:`~ncmonitor.measure.measure_collapse`.
+
+    Attributes:
+        names: Metrics to compute, in catalogue order.
+        convention: How classes are weighted.
+        superclasses: Block of each of the K classes, for ``sk_residual_block``.
+        ridge: λ of the squared loss's decomposition.
+        ignore_index: Samples with this label are left out.
+    """
+
+    names: tuple[str, ...] = METRIC_NAMES
+    convention: Convention = CONVENTIONS["balanced"]
+    superclasses: tuple[int, ...] | None = None
+    ridge: float = 0.0
+    ignore_index: int = IGNORE_INDEX
+
+    @classmethod
+    def of(
+        cls,
+        metrics: MetricChoice = "default",
+        convention: str = "balanced",
+        superclasses: Sequence[int] | None = None,
+        ridge: float = 0.0,
+        ignore_index: int = IGNORE_INDEX,
+    ) -> Settings:
+        """Check the choices.
+
+        Raises:
+            InputError: If one of them is none.
+        """
+        if not isinstance(ridge, (int, float)) or not 0 <= ridge < math.inf:
+            raise InputError(
+                f"ridge= must be a number and at least 0, got {ridge!r}: it is λ of the squared "
+                "loss, half the weight decay of the last layer"
+            )
+        blocks = None if superclasses is None else _whole_numbers(superclasses)
+        names, how = chosen(metrics), convention_named(convention)
+        return cls(names, how, blocks, float(ridge), ignore_index)
+
+    def check_classes(self, num_classes: int) -> None:
+        """Raise :class:`InputError` unless every class has a super-class, if there are any."""
+        if self.superclasses is not None and len(self.superclasses) != num_classes:
+            raise InputError(
+                f"superclasses= must name one block for each of the {num_classes} classes, "
+                f"got {len(self.superclasses)}"
+            )
+
+    def asks(self, *names: str) -> bool:
+        """Whether one of these metrics is wanted."""
+        return any(name in self.names for name in names)
+
+
+def _whole_numbers(values: Sequence[Any]) -> tuple[int, ...]:
+    try:
+        return tuple(int(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"superclasses= must be one whole number per class, got {values!r}"
+        ) from error

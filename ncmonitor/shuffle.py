@@ -1,0 +1,103 @@
+"""What no structure looks like: the same features, measured with shuffled labels."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ncmonitor._checks import InputError
+from ncmonitor.bank import Entry
+from ncmonitor.looks import FirstLook
+
+if TYPE_CHECKING:
+    from ncmonitor.report import CollapseReport
+
+Source = Callable[[], Iterable[Entry]]
+
+
+def relabelled(
+    look: FirstLook, source: Source, labels: Sequence[Tensor], seed: int
+) -> tuple[FirstLook, Iterator[Entry]]:
+    """Take a first look at a stream with shuffled labels, and prepare the second.
+
+    Counts per class stay as they are; features and predictions too.
+
+    Args:
+        look: A fresh one.
+        source: Returns the entries of the stream, from the start.
+        labels: Of all entries, in order.
+        seed: Of the permutation; no global generator is touched.
+
+    Returns:
+        The look, and the entries for the second.
+    """
+    every = torch.cat(list(labels))
+    kept = (every < look.moments.num_classes).nonzero().squeeze(1)  # the others are left out
+    order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))
+    every[kept] = every[kept[order.to(kept.device)]]
+    parts = every.split([len(part) for part in labels])
+
+    def entries() -> Iterator[Entry]:
+        for (features, _, predicted), part in zip(source(), parts, strict=True):
+            yield features, part, predicted
+
+    for entry in entries():
+        look.replay(*entry)
+    return look, entries()
+
+
+def while_alive(
+    arrays: Sequence[Any], measure: Callable[..., CollapseReport]
+) -> Callable[[int], CollapseReport]:
+    """Return what measures the arrays again, with shuffled labels, while somebody holds them.
+
+    A report must not keep its features in memory: a history of reports would hold a data set each.
+
+    Args:
+        arrays: What was measured. What is as long as the features, and has columns like them, is
+            remembered weakly; labels and weights are small beside the report's own moments.
+        measure: Measures them, with ``null_seed=``.
+    """
+    length = len(arrays[0])
+    heavy = [getattr(array, "ndim", 0) > 1 and len(array) == length for array in arrays]
+    remembered = [
+        _weakly(array) if weak else (lambda array=array: array)
+        for array, weak in zip(arrays, heavy, strict=True)
+    ]
+
+    def shuffle(seed: int) -> CollapseReport:
+        found = [recall() for recall in remembered]
+        if any(now is None for now, weak in zip(found, heavy, strict=True) if weak):
+            raise InputError(
+                "the features of this report are gone, and a report does not keep them: call "
+                "null() while they are in memory, or measure with collapse_report(..., "
+                "null_seed=0)"
+            )
+        return measure(*found, null_seed=seed).null(seed)
+
+    return shuffle
+
+
+def _weakly(array: Any) -> Callable[[], Any]:
+    try:
+        return weakref.ref(array)
+    except TypeError:  # no torch or numpy array
+        return lambda: array
+
+
+def only_for(measured: int, null: CollapseReport) -> Callable[[int], CollapseReport]:
+    """Return what gives the one null that was measured on the way."""
+
+    def shuffle(seed: int) -> CollapseReport:
+        if seed != measured:
+            raise InputError(
+                f"the null of this report was measured with seed {measured}, not {seed}: ask for "
+                f"null({measured}), or measure with null_seed={seed}"
+            )
+        return null
+
+    return shuffle
