@@ -17,8 +17,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, IterableDataset
 
 from ncmonitor._checks import InputError
-from ncmonitor._labels import check_labels
-from ncmonitor._tensors import as_tensor, check_features
+from ncmonitor._tensors import as_tensor
 from ncmonitor.tap import FeatureTap, Tapped
 
 BatchToXY = Callable[[Any], tuple[Any, Any]]
@@ -170,10 +169,8 @@ class CleanPass:
         for batch in self.loader:
             inputs, labels = self.batch_to_xy(self._transfer(batch))
             tapped = self._run(inputs)
-            labels = as_tensor(labels)
-            check_features(tapped.features)
-            check_labels(labels, len(tapped.features))
-            yield tapped.features, labels.to(tapped.features.device), tapped.logits
+            labels = as_tensor(labels).to(tapped.features.device)
+            yield tapped.features, labels, tapped.logits
 
     def _transfer(self, batch: Any) -> Any:
         """Do the three steps that Lightning's own loops do before a step."""

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from ncmonitor.callbacks.rows import Row, history_row
-from ncmonitor.history import COLUMNS
+from ncmonitor.catalogue import METRIC_NAMES
+from ncmonitor.history import known_columns
 from ncmonitor.phase import PhaseClock, decay_time
 from ncmonitor.report import CollapseReport
 
@@ -20,11 +21,13 @@ class Ledger:
         tpt_accuracy: Train accuracy that marks the effective start of the terminal phase.
 
     Attributes:
+        metrics: The run's metrics, by column.
         rows: One per measured epoch and split.
         seconds: Time spent measuring in this process.
     """
 
     def __init__(self, tpt_accuracy: float) -> None:
+        self.metrics: tuple[str, ...] = METRIC_NAMES
         self.rows: list[Row] = []
         self.seconds = 0.0
         self._clock = PhaseClock(tpt_accuracy)
@@ -60,7 +63,7 @@ class Ledger:
             self._clock.update(epoch, report.error)
         self.seconds += seconds
         phase = {**self._clock.as_dict(), "wd_time": self._wd_time}
-        return history_row(epoch, step, split, report, phase, seconds)
+        return history_row(epoch, step, split, report, phase, seconds, self.metrics)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything as plain values, which load with ``weights_only=True``."""
@@ -72,6 +75,6 @@ class Ledger:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken; columns of another version are dropped."""
-        self.rows = [{k: v for k, v in row.items() if k in COLUMNS} for row in state["rows"]]
+        self.rows = [{k: row[k] for k in known_columns(row)} for row in state["rows"]]
         self._clock = PhaseClock(**state["clock"])
         self._wd_time = state["wd_time"]

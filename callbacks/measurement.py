@@ -10,6 +10,8 @@ import pytorch_lightning as pl
 import torch
 
 from ncmonitor._checks import InputError
+from ncmonitor._labels import clean_batch
+from ncmonitor._tensors import check_floating
 from ncmonitor.bank import DEFAULT_BANK_BYTES
 from ncmonitor.callbacks.clean_pass import (
     BatchToXY,
@@ -18,9 +20,11 @@ from ncmonitor.callbacks.clean_pass import (
     clean_loader,
     evaluating,
 )
-from ncmonitor.measure import collapse_report
+from ncmonitor.catalogue import CATALOGUE
+from ncmonitor.measure import measure_batches
 from ncmonitor.moments import ClassMoments
 from ncmonitor.report import CollapseReport
+from ncmonitor.settings import Settings
 from ncmonitor.tap import FeatureTap
 
 
@@ -35,6 +39,8 @@ class Options:
     batch_to_xy: BatchToXY | None = None
     forward: Forward | None = None
     bank_bytes: int = DEFAULT_BANK_BYTES
+    settings: Settings = field(default_factory=Settings)
+    null_seed: int | None = None
 
 
 @dataclass
@@ -117,7 +123,7 @@ class Measurement:
         loader = self.loaders()["train"]
         with evaluating(self.trainer, self.module), self._tap() as tap:
             try:
-                features, _, logits = next(iter(self._pass(loader, tap)))
+                features, labels, logits = next(iter(self._pass(loader, tap)))
             except InputError:
                 raise
             except StopIteration:
@@ -129,23 +135,33 @@ class Measurement:
                     "element of the batch; pass forward= or batch_to_xy= if yours needs more"
                 ) from error
         self.name, self.dtype = tap.name, str(features.dtype).removeprefix("torch.")
-        self.num_classes, self.dim = logits.shape[-1], features.shape[1]
+        self.num_classes, self.dim = logits.shape[-1], features.shape[-1]
         self._check_classes()
+        settings = self.options.settings
+        settings.check_classes(self.num_classes)
+        check_floating(features)
+        clean_batch(features, labels, self.num_classes, settings.ignore_index, logits)
 
     def facts(self) -> dict[str, Any]:
         """Describe what is measured and how, for the run's record."""
+        settings = self.options.settings
         sizes = {split: _size(loader) for split, loader in self.loaders().items()}
         return {
             "classifier": self.name,
             "num_classes": self.num_classes,
             "feature_dim": self.dim,
             "feature_dtype": self.dtype,
-            "convention": "class-balanced",
+            "convention": settings.convention.name,
+            "metrics": [name for name in settings.names if not CATALOGUE[name].default],
+            "ridge": settings.ridge,
+            "superclasses": None if settings.superclasses is None else list(settings.superclasses),
+            "ignore_index": settings.ignore_index,
+            "null_seed": self.options.null_seed,
             "splits": {split: size for split, size in sizes.items() if size is not None},
         }
 
     def measure(self, loader: Any, reference: ClassMoments | None = None) -> CollapseReport:
-        """Run the network over a clean loader and return the report.
+        """Run the network over a clean loader and return the report; of train with its null.
 
         Args:
             loader: One of :meth:`loaders`.
@@ -153,12 +169,14 @@ class Measurement:
         """
         with evaluating(self.trainer, self.module), self._tap() as tap:
             classifier = self.module.get_submodule(self.name)
-            return collapse_report(
+            return measure_batches(
                 self._pass(loader, tap),
                 classifier.weight,
                 getattr(classifier, "bias", None),
                 reference=reference,
+                settings=self.options.settings,
                 bank_bytes=self.options.bank_bytes,
+                null_seed=self.options.null_seed if reference is None else None,
             )
 
     def _tap(self) -> FeatureTap:

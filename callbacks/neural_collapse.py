@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 
 from ncmonitor._checks import InputError, MeasurementError
+from ncmonitor._labels import IGNORE_INDEX
 from ncmonitor.bank import DEFAULT_BANK_BYTES
 from ncmonitor.callbacks._base import Base
 from ncmonitor.callbacks.clean_pass import BatchToXY, Forward
@@ -25,12 +26,19 @@ from ncmonitor.callbacks.measurement import (
     is_dry_run,
 )
 from ncmonitor.callbacks.monitors import check_monitors
-from ncmonitor.callbacks.rows import Row, log_key, log_values, names_of
+from ncmonitor.callbacks.rows import (
+    Row,
+    log_key,
+    log_values,
+    metric_columns,
+    names_of,
+)
 from ncmonitor.callbacks.run_log import RunLog, default_run_dir
 from ncmonitor.callbacks.schedule import Schedule, scheduled_epochs
 from ncmonitor.callbacks.wandb_axes import define_axes, record_measurement
-from ncmonitor.history import history_frame
+from ncmonitor.history import NULL_SPLIT, history_frame
 from ncmonitor.report import CollapseReport
+from ncmonitor.settings import Settings
 from ncmonitor.tap import FeatureTap
 
 if TYPE_CHECKING:
@@ -66,6 +74,15 @@ class NeuralCollapse(Base):
             ``"raise"`` stops.
         prefix: First part of every log key.
         tpt_accuracy: Train accuracy that marks the effective start of the terminal phase.
+        metrics: What to measure beside the default: ``"all"``, or names of metrics and groups;
+            ``ncmonitor metrics`` lists them.
+        convention: ``"balanced"``, ``"sample"`` or ``"papyan_demo"``, as in
+            :func:`~ncmonitor.measure.measure_collapse`.
+        superclasses: Block of each class, for ``sk_residual_block``.
+        ridge: λ of the squared loss's decomposition, for ``mse_l_*``.
+        ignore_index: Samples (tokens) with this label are left out.
+        null_seed: Also measure the training set with labels shuffled by this seed, logged as
+            ``nc/null/<metric>``: what no class structure looks like.
         verbose: Print one line per measured epoch.
 
     Attributes:
@@ -96,6 +113,12 @@ class NeuralCollapse(Base):
         on_error: str = "warn",
         prefix: str = "nc",
         tpt_accuracy: float = 0.999,
+        metrics: str | list[str] = "default",
+        convention: str = "balanced",
+        superclasses: list[int] | None = None,
+        ridge: float = 0.0,
+        ignore_index: int = IGNORE_INDEX,
+        null_seed: int | None = None,
         verbose: bool = True,
     ) -> None:
         super().__init__()
@@ -115,7 +138,15 @@ class NeuralCollapse(Base):
         self._run_dir = self._given_dir
         self.report: CollapseReport | None = None
         self._options = Options(
-            classifier, num_classes, tuple(splits), dataloader, batch_to_xy, forward, bank_bytes
+            classifier=classifier,
+            num_classes=num_classes,
+            splits=tuple(splits),
+            dataloader=dataloader,
+            batch_to_xy=batch_to_xy,
+            forward=forward,
+            bank_bytes=bank_bytes,
+            settings=Settings.of(metrics, convention, superclasses, ridge, ignore_index),
+            null_seed=null_seed,
         )
         self._ledger = Ledger(tpt_accuracy)
         self._measured: dict[str, torch.Tensor] = {}
@@ -240,16 +271,24 @@ class NeuralCollapse(Base):
     def _open(self, trainer: pl.Trainer, measurement: Measurement) -> None:
         """Open the run's files and tell the loggers what will come and how it is measured."""
         facts = measurement.facts() | {"schedule": str(self.schedule)}
+        names = self._options.settings.names
+        self._ledger.metrics = metric_columns(names, measurement.num_classes)
         if not is_dry_run(trainer):
             # Validation may be set up only when it is first due.
             splits = dict.fromkeys([*measurement.loaders(), *self._options.splits, "test"])
-            keys = [log_key(self.prefix, split, n) for split in splits for n in names_of(split)]
+            splits |= {} if self._options.null_seed is None else {NULL_SPLIT: None}
+            keys = {
+                log_key(self.prefix, split, name): name
+                for split in splits
+                for name in names_of(split, self._ledger.metrics)
+            }
             define_axes(trainer.loggers, f"{self.prefix}/epoch", keys)
             record_measurement(trainer.loggers, facts)
         self._run_dir = self._given_dir or default_run_dir(trainer)
         writes = trainer.is_global_zero and not is_dry_run(trainer)
         self._log = RunLog(self._run_dir, active=writes)
-        self._log.start(self._ledger.rows, facts, trainer.max_epochs or -1)
+        epochs = trainer.max_epochs or -1
+        self._log.start(self._ledger.rows, facts, epochs, self._ledger.metrics)
 
     def _measure_and_log(self, trainer: pl.Trainer, epoch: int) -> None:
         """Measure outside an epoch: ``log_dict`` and the bar's ``print`` drop what they get."""
@@ -265,6 +304,10 @@ class NeuralCollapse(Base):
         assert self._log is not None
         position = len(self._ledger.epochs)
         rows = [self._row(*each, epoch) for each in self._loaders(epoch).items()]
+        if self._options.null_seed is not None:
+            null = None if self.report is None else self.report.null(self._options.null_seed)
+            step = self._measurement.trainer.global_step
+            rows.append(self._ledger.row(epoch, step, NULL_SPLIT, null, 0.0))
         self._ledger.rows += rows
         self._log.append(rows)
         if self.verbose:

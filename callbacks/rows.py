@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-from ncmonitor.catalogue import CATALOGUE, FIT_NAMES, METRIC_NAMES, PHASE_NAMES
-from ncmonitor.report import CollapseReport
+from ncmonitor.catalogue import CATALOGUE, FIT_NAMES, METRIC_NAMES, PHASE_NAMES, quantity_of
+from ncmonitor.history import NULL_SPLIT
+from ncmonitor.report import PER_CLASS_KEYS, CollapseReport
 
 Row = dict[str, "float | int | str"]
 
 
-def names_of(split: str) -> list[str]:
-    """Return what is measured on a split: classifier-only metrics and the clock under train."""
+def metric_columns(names: Sequence[str], num_classes: int) -> tuple[str, ...]:
+    """Return a run's columns for its metrics: one, or one per class up to 100 classes."""
+    columns: list[str] = []
+    for name in names:
+        if not CATALOGUE[name].vector:
+            columns.append(name)
+        elif num_classes <= PER_CLASS_KEYS:
+            columns += [f"{name}/{c}" for c in range(num_classes)]
+    return tuple(columns)
+
+
+def names_of(split: str, metrics: Sequence[str] = METRIC_NAMES) -> list[str]:
+    """Return what is measured on a split: classifier-only metrics and the clock under train.
+
+    Args:
+        split: As in the log keys.
+        metrics: The run's, from :func:`metric_columns`.
+    """
     if split == "train":
-        return [*FIT_NAMES, *METRIC_NAMES, *PHASE_NAMES]
-    return [*FIT_NAMES, *(n for n in METRIC_NAMES if not CATALOGUE[n].once)]
+        return [*FIT_NAMES, *metrics, *PHASE_NAMES]
+    own = [name for name in metrics if not _once(name)]
+    return own if split == NULL_SPLIT else [*FIT_NAMES, *own]
+
+
+def _once(name: str) -> bool:
+    quantity = quantity_of(name)
+    return quantity is not None and quantity.once
 
 
 def history_row(
@@ -25,6 +48,7 @@ def history_row(
     report: CollapseReport | None,
     phase: Mapping[str, float],
     seconds: float,
+    metrics: Sequence[str] = METRIC_NAMES,
 ) -> Row:
     """Return the row of one split; without a report the metrics are ``nan``, the clock stands.
 
@@ -35,6 +59,7 @@ def history_row(
         report: Of that split, or ``None`` if its measurement failed.
         phase: The clock after this measurement; used on train only.
         seconds: Time it took.
+        metrics: The run's, from :func:`metric_columns`.
     """
     values = dict(phase)
     if report is None:
@@ -43,7 +68,7 @@ def history_row(
         values |= report.as_dict()
         values |= {"error": report.error, "cross_entropy": report.cross_entropy}
     row: Row = {"epoch": epoch, "step": step, "split": split}
-    row |= {name: float(values.get(name, math.nan)) for name in names_of(split)}
+    row |= {name: float(values.get(name, math.nan)) for name in names_of(split, metrics)}
     return row | {"seconds": seconds}
 
 
@@ -59,8 +84,9 @@ def log_values(rows: Iterable[Row], prefix: str) -> dict[str, float]:
     """
     values: dict[str, float] = {}
     for row in rows:
+        split = str(row["split"])
         values[f"{prefix}/epoch"] = float(row["epoch"])
-        for name in names_of(str(row["split"])):
-            if not math.isnan(float(row[name])):
-                values[log_key(prefix, str(row["split"]), name)] = float(row[name])
+        for name, value in row.items():
+            if quantity_of(name) is not None and not math.isnan(float(value)):
+                values[log_key(prefix, split, name)] = float(value)
     return values

@@ -14,7 +14,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from ncmonitor._checks import InputError
-from ncmonitor.history import Row, append_history, keep_previous, start_history
+from ncmonitor.history import COLUMNS, Row, append_history, columns_of, keep_previous, start_history
 from ncmonitor.provenance import describe_environment, write_run
 
 
@@ -45,16 +45,24 @@ class RunLog:
         self.active = active
         self._facts: dict[str, Any] = {}
         self._rows: Sequence[Row] = ()
+        self._columns: Sequence[str] = COLUMNS
         self._behind = False
         self._started = time.perf_counter()
 
-    def start(self, rows: Sequence[Row], measurement: Mapping[str, Any], max_epochs: int) -> None:
+    def start(
+        self,
+        rows: Sequence[Row],
+        measurement: Mapping[str, Any],
+        max_epochs: int,
+        metrics: Sequence[str] = (),
+    ) -> None:
         """Begin the files; rows from before a resume are kept, rows beyond it are dropped.
 
         Args:
             rows: The run's rows, a list that grows.
             measurement: How it is measured.
             max_epochs: Planned length; −1 if open.
+            metrics: Columns of the metrics that will be measured.
 
         Raises:
             InputError: If the folder cannot be written.
@@ -62,6 +70,7 @@ class RunLog:
         if not self.active:
             return
         self._rows = rows
+        self._columns = columns_of([*rows, dict.fromkeys(metrics, 0.0)])
         seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning's seed_everything leaves it
         self._facts = {
             **describe_environment(),
@@ -71,8 +80,8 @@ class RunLog:
             "measurement": dict(measurement),
         }
         try:
-            keep_previous(self.run_dir, rows)
-            start_history(self.run_dir, rows)
+            keep_previous(self.run_dir, rows, self._columns)
+            start_history(self.run_dir, rows, self._columns)
             write_run(self.run_dir, self._facts)
         except OSError as error:
             raise InputError(
@@ -89,9 +98,9 @@ class RunLog:
             return
         try:
             if self._behind:
-                start_history(self.run_dir, self._rows)
+                start_history(self.run_dir, self._rows, self._columns)
             else:
-                append_history(self.run_dir, rows)
+                append_history(self.run_dir, rows, self._columns)
             self._behind = False
         except OSError as error:
             self._behind = True

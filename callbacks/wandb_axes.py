@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ncmonitor.catalogue import CATALOGUE
+from ncmonitor.catalogue import quantity_of
 
 
 def is_wandb(logger: object) -> bool:
@@ -13,7 +13,7 @@ def is_wandb(logger: object) -> bool:
     return any(cls.__name__ == "WandbLogger" for cls in type(logger).__mro__)
 
 
-def define_axes(loggers: Iterable[Any], epoch_key: str, keys: Iterable[str]) -> None:
+def define_axes(loggers: Iterable[Any], epoch_key: str, keys: Mapping[str, str]) -> None:
     """Give every logged key the epoch as its x-axis, by exact name.
 
     Globs would compete with the one that Lightning's logger defines, and which wins is random.
@@ -22,14 +22,14 @@ def define_axes(loggers: Iterable[Any], epoch_key: str, keys: Iterable[str]) -> 
     Args:
         loggers: The trainer's; others than W&B's are passed over.
         epoch_key: Key of the x-axis.
-        keys: Every key that will be logged.
+        keys: Every key that will be logged, with the name of its quantity.
     """
     for logger in filter(is_wandb, loggers):
         run = logger.experiment
         run.define_metric(epoch_key)
-        for key in keys:
-            quantity = CATALOGUE[key.rsplit("/", 1)[-1]]
-            falls = quantity.collapse == 0 or quantity.group == "fit"
+        for key, name in keys.items():
+            quantity = quantity_of(name)
+            falls = quantity is not None and (quantity.collapse == 0 or quantity.group == "fit")
             run.define_metric(key, step_metric=epoch_key, summary="min,last" if falls else "last")
 
 

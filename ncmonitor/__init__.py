@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ncmonitor.measure import collapse_report as collapse_report
     from ncmonitor.measure import measure_collapse as measure_collapse
     from ncmonitor.moments import ClassMoments as ClassMoments
+    from ncmonitor.regression import measure_regression as measure_regression
     from ncmonitor.report import CollapseReport as CollapseReport
     from ncmonitor.tap import FeatureTap as FeatureTap
 
@@ -27,6 +28,7 @@ _HOME = {
     "InputError": "ncmonitor._checks",
     "collapse_report": "ncmonitor.measure",
     "measure_collapse": "ncmonitor.measure",
+    "measure_regression": "ncmonitor.regression",
 }
 
 __all__ = [  # noqa: RUF022 - the keys above are strings; grouped as in the design
@@ -35,6 +37,7 @@ __all__ = [  # noqa: RUF022 - the keys above are strings; grouped as in the desi
     "ClassMoments",
     "CollapseReport",
     "FeatureTap",
+    "measure_regression",
     "InputError",
     "__version__",
 ]

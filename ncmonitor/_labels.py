@@ -111,8 +111,9 @@ def clean_batch(
         logits = logits.flatten(0, -2)
     if features.ndim != 2:
         raise InputError(
-            f"features must have shape (N, d), but have shape {tuple(features.shape)} with labels "
-            f"of shape {tuple(labels.shape)}; flatten or pool them first, e.g. features.flatten(1)"
+            f"features must have shape (N, d), but have shape {tuple(features.shape)}; flatten or "
+            "pool them first, e.g. features.flatten(1); token features (B, T, d) need labels "
+            f"(B, T), got {tuple(labels.shape)}"
         )
     _check_kind(labels, features.shape[0])
     if labels.device != features.device:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ncmonitor.history import NULL_SPLIT
+
 if TYPE_CHECKING:
     import pandas as pd
 
 
 def split_names(history: pd.DataFrame) -> list[str]:
     """Return the splits of the table, train first."""
-    return sorted(set(history["split"]), key=lambda split: (split != "train", split))
+    return sorted(set(history["split"]), key=lambda s: (s != "train", s == NULL_SPLIT, s))
 
 
 def split_rows(history: pd.DataFrame, split: str) -> pd.DataFrame:
@@ -20,7 +22,8 @@ def split_rows(history: pd.DataFrame, split: str) -> pd.DataFrame:
 
 def other_split(history: pd.DataFrame) -> str | None:
     """Return the first split that is not the training set: validation where there is one."""
-    names = sorted(set(history["split"]) - {"train"}, key=lambda s: (not s.startswith("val"), s))
+    others = set(history["split"]) - {"train", NULL_SPLIT}
+    names = sorted(others, key=lambda s: (not s.startswith("val"), s))
     return names[0] if names else None
 
 

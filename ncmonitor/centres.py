@@ -101,6 +101,8 @@ def _square_distances(coordinates: Tensor, squares: Tensor) -> Tensor:
     table = lengths - 2 * coordinates @ coordinates.T
     # The difference has lost its digits where little is left of it: subtract first there.
     one, two = (table < _CLOSE * lengths).nonzero(as_tuple=True)
-    for a, b in zip(one.split(geometry.BLOCK_ROWS), two.split(geometry.BLOCK_ROWS), strict=True):
+    for a, b in zip(
+        torch.split(one, geometry.BLOCK_ROWS), torch.split(two, geometry.BLOCK_ROWS), strict=True
+    ):
         table[a, b] = (coordinates[a] - coordinates[b]).square().sum(1)
     return table

@@ -44,7 +44,6 @@ class Classifier:
                 "the classifier's weight or bias is not finite (nan or inf): the network has "
                 "diverged"
             )
-        self._ready: tuple[Tensor, Tensor] | None = None
 
     def check(self, features: Tensor) -> None:
         """Raise :class:`InputError` unless it takes features of this dimension."""
@@ -57,21 +56,25 @@ class Classifier:
     def at(self, point: Tensor) -> Tensor:
         """Return ``W point + b``, ``(K,)`` float64 on the CPU."""
         point = point.double().cpu()
-        parts = self.weight.split(geometry.BLOCK_ROWS)
+        parts = torch.split(self.weight, geometry.BLOCK_ROWS)
         return torch.cat([part.double().cpu() @ point for part in parts]) + self.bias
 
-    def logits(self, features: Tensor, origin: Tensor, scratch: Scratch, out: Tensor) -> Tensor:
-        """Return ``(N, K)`` logits, taken about ``origin``: a common offset costs no digits.
 
-        Args:
-            features: ``(N, d)``.
-            origin: A point near the features, ``(d,)``; the same at every call.
-            scratch: For the difference.
-            out: Where the logits go, ``(N, K)``.
-        """
-        if self._ready is None:
-            self._ready = self.weight.to(features), self.at(origin).to(features)
-        weight, constant = self._ready
-        about = scratch.get("about", features, *features.shape, dtype=features.dtype)
-        torch.sub(features, origin, out=about)
-        return torch.mm(about, weight.T, out=out).add_(constant)
+class Scorer:
+    """Logits of a stream of features, taken about its first sample.
+
+    Args:
+        classifier: The last layer.
+        origin: A point near the features, ``(d,)``, in the precision of the products.
+    """
+
+    def __init__(self, classifier: Classifier, origin: Tensor) -> None:
+        self._origin = origin
+        self._weight = classifier.weight.to(origin)
+        self._constant = classifier.at(origin).to(origin)
+
+    def logits(self, features: Tensor, scratch: Scratch, out: Tensor) -> Tensor:
+        """Write the logits of ``(N, d)`` features to ``out``, ``(N, K)``, and return it."""
+        about = scratch.get("about", out, *features.shape, dtype=out.dtype)
+        torch.sub(features, self._origin, out=about)
+        return torch.mm(about, self._weight.T, out=out).add_(self._constant)

@@ -1,6 +1,7 @@
 """The command line: reads the first word and hands over to the module that does the work.
 
-Nothing heavy is imported here, so that ``--help``, ``--version`` and ``recipes`` answer at once.
+Nothing heavy is imported here, so that ``--help``, ``--version``, ``recipes`` and ``metrics``
+answer at once.
 """
 
 from __future__ import annotations
@@ -105,6 +106,18 @@ def _recipe_table() -> str:
     return "\n".join(line.rstrip() for line in lines).rstrip()
 
 
+def _metrics(words: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="ncmonitor metrics",
+        description="List every quantity, or explain one, or the members of a group.",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a quantity or a group")
+    name = parser.parse_args(words).name
+    catalogue = importlib.import_module("ncmonitor._catalogue_text")
+    print(catalogue.overview() if name is None else catalogue.explain(name))
+    return 0
+
+
 def _fit(words: Sequence[str]) -> int:
     if not words:
         print(_FIT_USAGE, file=sys.stderr)
@@ -135,5 +148,6 @@ def _report(words: Sequence[str]) -> int:
 _COMMANDS: Final = {
     "recipes": _Command("", "list the bundled experiments", _recipes),
     "fit": _Command("NAME [--any.option VALUE]", "train one, measured every epoch", _fit),
+    "metrics": _Command("[NAME]", "list the quantities, or explain one", _metrics),
     "report": _Command("RUN_DIR", "write report.html for a run", _report),
 }

@@ -33,12 +33,12 @@ class Vectors:
     shift: Tensor | None = None
 
     def __len__(self) -> int:
-        """K."""
+        """Return K."""
         return len(self.rows)
 
     @property
     def dim(self) -> int:
-        """d."""
+        """Dimension d."""
         return self.rows.shape[1]
 
     def take(self, index: Tensor | slice) -> Tensor:
@@ -228,7 +228,8 @@ def _factor(vectors: Vectors) -> Tensor:
     for K far above d neither the vectors in float64 nor an orthogonal factor is ever held.
     """
     if vectors.dim > len(vectors):
-        return torch.linalg.qr(vectors.all().T, mode="r").R
+        right: Tensor = torch.linalg.qr(vectors.all().T, mode="r").R
+        return right
     factor = vectors.take(slice(0, 0))
     for _, block in vectors.blocks(max(BLOCK_ROWS, vectors.dim)):
         factor = torch.linalg.qr(torch.cat([factor, block]), mode="r").R

@@ -11,18 +11,21 @@ import csv
 import io
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ncmonitor._checks import InputError
-from ncmonitor.catalogue import FIT_NAMES, METRIC_NAMES, PHASE_NAMES
+from ncmonitor.catalogue import FIT_NAMES, METRIC_NAMES, PHASE_NAMES, quantity_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 HISTORY_FILE: Final = "history.csv"
 KEYS: Final = ("epoch", "step", "split")
+#: Pseudo-split: the training set with shuffled labels.
+NULL_SPLIT: Final = "null"
+#: What every history has; metrics that were asked for come after them.
 COLUMNS: Final = (*KEYS, *FIT_NAMES, *METRIC_NAMES, *PHASE_NAMES, "seconds")
 
 #: One line of the table: what was measured on one split after one epoch. A missing name does not
@@ -30,35 +33,52 @@ COLUMNS: Final = (*KEYS, *FIT_NAMES, *METRIC_NAMES, *PHASE_NAMES, "seconds")
 Row = Mapping[str, "float | int | str"]
 
 
-def _lines(rows: Iterable[Row]) -> str:
+def known_columns(names: Iterable[str]) -> list[str]:
+    """Return those of the names that a history may have as columns, in the same order."""
+    return [name for name in names if name in COLUMNS or quantity_of(name) is not None]
+
+
+def columns_of(rows: Iterable[Row]) -> tuple[str, ...]:
+    """Return the columns of a table of rows: those of every history, then the rows' others."""
+    others = dict.fromkeys(name for row in rows for name in row if name not in COLUMNS)
+    return (*COLUMNS, *others)
+
+
+def _lines(rows: Iterable[Row], columns: Sequence[str]) -> str:
     out = io.StringIO()
     # repr of a float64 reads back to the same number; csv uses it for floats.
-    writer = csv.DictWriter(out, COLUMNS, restval="", lineterminator="\n")
+    writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
     writer.writerows(rows)
     return out.getvalue()
 
 
-def start_history(run_dir: Path, rows: Iterable[Row] = ()) -> None:
+def start_history(
+    run_dir: Path, rows: Iterable[Row] = (), columns: Sequence[str] = COLUMNS
+) -> None:
     """Write the header and the rows of an earlier part of the run, replacing the file atomically.
 
     Args:
         run_dir: Folder of the run; made if missing.
         rows: Rows kept from before a resume.
+        columns: Of the table.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     part = run_dir / f"{HISTORY_FILE}.part"
-    part.write_text(",".join(COLUMNS) + "\n" + _lines(rows), encoding="utf-8")
+    part.write_text(",".join(columns) + "\n" + _lines(rows, columns), encoding="utf-8")
     part.replace(run_dir / HISTORY_FILE)
 
 
-def keep_previous(run_dir: Path, rows: Iterable[Row] = ()) -> None:
+def keep_previous(
+    run_dir: Path, rows: Iterable[Row] = (), columns: Sequence[str] = COLUMNS
+) -> None:
     """Set another run's history in the same folder aside, as ``history.1.csv`` and so on.
 
     Args:
         run_dir: Folder of the run.
         rows: Rows that this run brings along; a history that begins with them is its own.
+        columns: Of the table.
     """
-    path, mine = run_dir / HISTORY_FILE, _lines(rows)
+    path, mine = run_dir / HISTORY_FILE, _lines(rows, columns)
     if path.exists():
         old = path.read_text(encoding="utf-8", errors="replace")
         if mine and old.partition("\n")[2].startswith(mine):
@@ -69,10 +89,10 @@ def keep_previous(run_dir: Path, rows: Iterable[Row] = ()) -> None:
         path.rename(aside)
 
 
-def append_history(run_dir: Path, rows: Iterable[Row]) -> None:
-    """Append one epoch's rows and force them to disk."""
+def append_history(run_dir: Path, rows: Iterable[Row], columns: Sequence[str] = COLUMNS) -> None:
+    """Append one epoch's rows, under the columns the table was started with; force them to disk."""
     with (run_dir / HISTORY_FILE).open("a", encoding="utf-8", newline="") as file:
-        file.write(_lines(rows))
+        file.write(_lines(rows, columns))
         file.flush()
         os.fsync(file.fileno())
 
@@ -81,8 +101,10 @@ def history_frame(rows: Iterable[Row]) -> pd.DataFrame:
     """Return rows as a table with every column of the history, in order and typed."""
     import pandas as pd
 
-    frame = pd.DataFrame([dict(row) for row in rows]).reindex(columns=list(COLUMNS))
-    numbers = [name for name in COLUMNS if name not in KEYS]
+    rows = [dict(row) for row in rows]
+    columns = columns_of(rows)
+    frame = pd.DataFrame(rows).reindex(columns=list(columns))
+    numbers = [name for name in columns if name not in KEYS]
     return frame.astype({"epoch": "int64", "step": "int64", "split": "str"}).astype(
         dict.fromkeys(numbers, "float64")
     )
@@ -99,8 +121,8 @@ def read_history(run_dir: str | Path) -> pd.DataFrame:
         run_dir: Folder of the run, the one that holds ``history.csv``.
 
     Returns:
-        One row per measured epoch and split, columns as in :data:`COLUMNS`; columns this version
-        knows and the file lacks are ``nan``.
+        One row per measured epoch and split, columns as in :data:`COLUMNS`, then metrics that were
+        asked for; columns this version knows and the file lacks are ``nan``, others are left out.
 
     Raises:
         InputError: If the folder holds no run, or the file is not one of ours or has no row yet.
@@ -117,13 +139,14 @@ def read_history(run_dir: str | Path) -> pd.DataFrame:
             f"{path} is not a history: expected the columns {', '.join(KEYS)}, "
             f"but {', '.join(missing)} is missing"
         )
+    columns = dict.fromkeys([*COLUMNS, *known_columns(table.fieldnames or ())])
     try:
         rows: list[Row] = [
             {
                 "epoch": int(line["epoch"]),
                 "step": int(line["step"]),
                 "split": line["split"].strip(),
-                **{k: _number(line.get(k) or "") for k in COLUMNS if k not in KEYS},
+                **{k: _number(line.get(k) or "") for k in columns if k not in KEYS},
             }
             for line in table
         ]

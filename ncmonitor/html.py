@@ -23,7 +23,7 @@ from ncmonitor import _verdict as verdict
 from ncmonitor._axes import ACCENT, INK, MUTED, SERIES, SHADE
 from ncmonitor._table import other_split, split_names, split_rows, tpt_start
 from ncmonitor.catalogue import CATALOGUE, FIT, METRICS, PHASE, Quantity
-from ncmonitor.history import read_history
+from ncmonitor.history import NULL_SPLIT, read_history
 from ncmonitor.plots import PANELS, overview, panel, panel_labels
 from ncmonitor.provenance import read_run
 
@@ -42,6 +42,11 @@ GROUPS: Final[dict[str, str]] = {
     "nc3": "NC3: the classifier lines up with the class means",
     "nc4": "NC4: the network decides for the nearest class mean",
     "nc0": "NC0: the classifier's rows sum to zero",
+    "symmetry": "Symmetry: no class differs from another",
+    "imbalance": "Unequal class sizes",
+    "many_classes": "Many classes",
+    "loss_aware": "The squared loss in parts",
+    "rank_norm": "Ranks and norms",
     "phase": "The terminal phase of training (TPT)",
     "diagnostics": "Diagnostics: can the numbers be trusted?",
 }
@@ -154,6 +159,8 @@ def _formula(text: str) -> Markup:
 def _cell(row: pd.Series[Any] | None, entry: Quantity, split: str) -> Cell:
     if split != "train" and (entry.once or entry.group == "phase"):
         return Cell("·", "none")
+    if split == NULL_SPLIT and entry.group == "fit":
+        return Cell("·", "none")
     if row is None:
         return Cell("not measured", "none")
     value = float(row[entry.name])
@@ -167,9 +174,11 @@ def _last_table(history: pd.DataFrame) -> dict[str, Any]:
     rows = {s: split_rows(history, s).iloc[-1] for s in split_names(history)}
     groups = []
     for group, title in GROUPS.items():
-        entries = [q for q in (*FIT, *METRICS, *PHASE) if q.group == group]
+        family = [q for q in (*FIT, *METRICS, *PHASE) if q.group == group]
+        entries = [q for q in family if q.name in history]
         lines = [(q, [_cell(row, q, split) for split, row in rows.items()]) for q in entries]
-        groups.append({"title": title, "lines": lines})
+        if lines:
+            groups.append({"title": title, "lines": lines})
     return {"columns": [(s, int(row["epoch"])) for s, row in rows.items()], "groups": groups}
 
 

@@ -16,7 +16,7 @@ from ncmonitor._labels import IGNORE_INDEX, Batch, clean_batch
 from ncmonitor._tensors import Scratch, check_floating, exact_arithmetic, home, working_dtype
 from ncmonitor.bank import Entry
 from ncmonitor.centres import Centres
-from ncmonitor.classifier import Classifier
+from ncmonitor.classifier import Classifier, Scorer
 from ncmonitor.companions import Block, Companion, Margin
 from ncmonitor.moments import ClassMoments
 
@@ -60,7 +60,7 @@ class FirstLook:
         self.moments = ClassMoments(num_classes, ignore_index=ignore_index)
         self.classifier = classifier
         self.decides = True
-        self._origin: Tensor | None = None
+        self._scorer: Scorer | None = None
         self._wrong = torch.zeros((), dtype=torch.int64)
         self._loss = torch.zeros((), dtype=torch.float64)
 
@@ -127,10 +127,11 @@ class FirstLook:
         scores = scratch.get("scores", source, *shape, dtype=dtype)
         if logits is not None:
             return scores.copy_(logits)
-        assert self.classifier is not None
-        if self._origin is None:
-            self._origin = features[0].to(dtype, copy=True)  # whatever happens to the batch
-        return self.classifier.logits(features.to(dtype), self._origin, scratch, scores)
+        if self._scorer is None:
+            assert self.classifier is not None
+            origin = features[0].to(dtype, copy=True)  # whatever happens to the batch
+            self._scorer = Scorer(self.classifier, origin)
+        return self._scorer.logits(features, scratch, scores)
 
     @property
     def samples(self) -> int:

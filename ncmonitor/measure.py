@@ -87,7 +87,9 @@ def measure_collapse(
     def measure(*arrays: Any, null_seed: int | None = None) -> CollapseReport:
         features, labels, weight, bias, logits = arrays
         batch = [_batch_of(features, labels, logits)]
-        return _measure(batch, weight, bias, num_classes, reference, settings, null_seed=null_seed)
+        return measure_batches(
+            batch, weight, bias, num_classes, reference, settings, null_seed=null_seed
+        )
 
     arrays = (features, labels, weight, bias, logits)
     return replace(measure(*arrays), shuffle=while_alive(arrays, measure))
@@ -138,20 +140,26 @@ def collapse_report(
             exceeded by a source that can be read only once, or if two readings differ.
     """
     settings = Settings.of(metrics, convention, superclasses, ridge, ignore_index)
-    return _measure(batches, weight, bias, num_classes, reference, settings, bank_bytes, null_seed)
+    return measure_batches(
+        batches, weight, bias, num_classes, reference, settings, bank_bytes, null_seed
+    )
 
 
-def _measure(
+def measure_batches(
     batches: Iterable[Batch],
     weight: Any,
     bias: Any,
-    num_classes: int | None,
-    reference: ClassMoments | None,
-    settings: Settings,
+    num_classes: int | None = None,
+    reference: ClassMoments | None = None,
+    settings: Settings | None = None,
     bank_bytes: int = DEFAULT_BANK_BYTES,
     null_seed: int | None = None,
 ) -> CollapseReport:
-    """Look twice at every feature; twice more with shuffled labels if there is a seed."""
+    """Look twice at every feature; twice more with shuffled labels if there is a seed.
+
+    As :func:`collapse_report`, with choices that have been checked.
+    """
+    settings = settings or Settings()
     classifier = None if weight is None else Classifier(weight, bias)
     num_classes = _num_classes(num_classes, classifier, reference)
     settings.check_classes(num_classes)
@@ -191,10 +199,10 @@ def _classes_of(batch: Batch, ignore_index: int) -> int:
     """Return K from the logits, else from the largest label."""
     if len(batch) == 3 and batch[2].ndim > 1:
         return int(batch[2].shape[-1])
-    features, labels = flatten_tokens(*batch[:2])
-    check_labels(labels[labels != ignore_index], int((labels != ignore_index).sum()))
-    labels = labels.long()
-    return max(2, int(labels[labels != ignore_index].max()) + 1) if len(labels) else 2
+    labels = flatten_tokens(*batch[:2])[1]
+    counted = labels[labels != ignore_index]
+    check_labels(counted, len(counted))
+    return max(2, int(counted.long().max()) + 1) if len(counted) else 2
 
 
 def _entries(batches: Iterable[Batch], look: FirstLook) -> Iterator[Entry]:

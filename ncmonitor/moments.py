@@ -84,7 +84,8 @@ class ClassMoments:
         Raises:
             InputError: If a label taken in on an accelerator was out of range.
         """
-        check_range(*self._extremes.tolist(), self.num_classes)
+        low, high = self._extremes.tolist()
+        check_range(low, high, self.num_classes)
         return self._counts[:-1].clone()
 
     @property
@@ -220,7 +221,9 @@ class ClassMoments:
             self._extremes = torch.stack([both[:, 0].amin(), both[:, 1].amax()])
         size, scratch = _tensors.block_rows(features.shape[1]), Scratch()
         with exact_arithmetic(place):
-            for rows, own in zip(features.split(size), labels.split(size), strict=True):
+            for rows, own in zip(
+                torch.split(features, size), torch.split(labels, size), strict=True
+            ):
                 self._absorb(rows, own, scratch)
 
     def _prepare(self, features: Tensor) -> None:

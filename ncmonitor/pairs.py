@@ -57,7 +57,11 @@ class Tile:
         # The difference has lost its digits where little is left of it: subtract first there.
         close = (distances < _CLOSE * lengths) & self.distinct
         one, two = (side.expand(close.shape)[close] for side in (self.first, self.second))
-        parts = zip(one.split(geometry.BLOCK_ROWS), two.split(geometry.BLOCK_ROWS), strict=True)
+        parts = zip(
+            torch.split(one, geometry.BLOCK_ROWS),
+            torch.split(two, geometry.BLOCK_ROWS),
+            strict=True,
+        )
         exact = [(self.vectors.take(a) - self.vectors.take(b)).square().sum(1) for a, b in parts]
         distances[close] = torch.cat(exact) if exact else distances.new_zeros(0)
         return distances.masked_fill_(~self.distinct, 0.0)
@@ -82,7 +86,7 @@ def _sampled(vectors: Vectors) -> Iterator[Tile]:
     step = torch.randint(1, count, (SAMPLED_PAIRS,), generator=generator)
     second = (first + step) % count  # never the same class
     size = 4 * geometry.BLOCK_ROWS
-    for one, two in zip(first.split(size), second.split(size), strict=True):
+    for one, two in zip(torch.split(first, size), torch.split(second, size), strict=True):
         inner = (vectors.take(one) * vectors.take(two)).sum(1)
         yield Tile(vectors, one, two, inner)
 

@@ -39,7 +39,7 @@ def relabelled(
     kept = (every < look.moments.num_classes).nonzero().squeeze(1)  # the others are left out
     order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))
     every[kept] = every[kept[order.to(kept.device)]]
-    parts = every.split([len(part) for part in labels])
+    parts = torch.split(every, [len(part) for part in labels])
 
     def entries() -> Iterator[Entry]:
         for (features, _, predicted), part in zip(source(), parts, strict=True):
@@ -65,7 +65,7 @@ def while_alive(
     length = len(arrays[0])
     heavy = [getattr(array, "ndim", 0) > 1 and len(array) == length for array in arrays]
     remembered = [
-        _weakly(array) if weak else (lambda array=array: array)
+        _weakly(array) if weak else _strongly(array)
         for array, weak in zip(arrays, heavy, strict=True)
     ]
 
@@ -86,7 +86,11 @@ def _weakly(array: Any) -> Callable[[], Any]:
     try:
         return weakref.ref(array)
     except TypeError:  # no torch or numpy array
-        return lambda: array
+        return _strongly(array)
+
+
+def _strongly(array: Any) -> Callable[[], Any]:
+    return lambda: array
 
 
 def only_for(measured: int, null: CollapseReport) -> Callable[[int], CollapseReport]:

@@ -68,6 +68,8 @@ def collapse(*args: Any, **kwargs: Any) -> pd.DataFrame:
 def _metrics(epoch: int, split: str, error: float, rng: np.random.Generator) -> dict[str, float]:
     values = {"error": error, "cross_entropy": 0.004 + 2.3 * float(np.exp(-0.5 * epoch))}
     for entry in METRICS:
+        if not entry.default:
+            continue
         if entry.once and split != "train":
             continue
         start, floor = _COURSES.get(entry.name, (0.4, 0.02))

@@ -36,8 +36,11 @@ from reference import (
     reference_metrics,
     within_covariance,
 )
+from reference_optional import OF_CLASSIFIER, OF_FEATURES
 
-CLASSIFIER = {q.name for q in METRICS if q.needs == "classifier"}
+#: Judged by test_reference_optional.py.
+OPTIONAL = {*OF_FEATURES, *OF_CLASSIFIER}
+CLASSIFIER = {q.name for q in METRICS if q.default and q.needs == "classifier"} - OPTIONAL
 NC1 = {"nc1", "nc1_quotient", "within_in_span_frac"}
 ANGLES_MEANS = {"nc2_equiangular_std_means", "nc2_max_angle_means"}
 MEANS = ANGLES_MEANS | {"nc2_equinorm_means", "nc2_etf_means"}
@@ -76,7 +79,7 @@ def metrics(case: Case, **changes: Any) -> dict[str, float]:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_only_what_is_undefined_is_nan(case: Case) -> None:
     result = metrics(case)
-    expected = set(METRIC_NAMES + FIT_NAMES)
+    expected = set(METRIC_NAMES + FIT_NAMES) - OPTIONAL
     if case.weight is None:
         expected -= CLASSIFIER | {"nc4_disagreement", *FIT_NAMES}
     assert set(result) == expected

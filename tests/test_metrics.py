@@ -281,6 +281,9 @@ def test_nothing_changes_with_translation_scale_rotation_or_order(name: str, cha
         flat(measure_collapse(**changed(case, how), num_classes=case.num_classes))
         for how in ("", change)
     )
+    moving = {"translation": {"feature_norm_mean"}, "scale": {"feature_norm_mean", "w_norm"}}
+    for name_of_length in moving.get(change, ()):
+        assert after.pop(name_of_length) != before.pop(name_of_length)
     assert_agree(after, before, rtol=1e-9)
 
 
@@ -289,6 +292,7 @@ def test_size_of_float32_features_does_not_matter(size: float) -> None:
     case = BY_NAME["no_signal"]
     got = fast(case, features=(case.features.double() * size).float(), logits=exact_logits(case))
     want = fast(case, logits=exact_logits(case))
+    assert got.pop("feature_norm_mean") == pytest.approx(want.pop("feature_norm_mean") * size)
     # rounding to float32 once more, on features that are all noise
     assert_agree(got, want, rtol=1e-5, unsure=0.004)
 

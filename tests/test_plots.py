@@ -79,10 +79,15 @@ def test_curves_makes_axes_of_its_own_without_pyplot(history: pd.DataFrame) -> N
     assert dict(mpl.rcParams) == before
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize(
+    "name", [q.name for q in CATALOGUE.values() if not q.vector and q.group != "regression"]
+)
 def test_every_quantity_can_be_drawn_under_its_label(history: pd.DataFrame, name: str) -> None:
-    ax = curves(history, fresh_axes(), quantities=name)
     entry = CATALOGUE[name]
+    if name not in history:  # was not asked for in this run
+        values = np.where((history["split"] != "train") & entry.once, np.nan, 0.5)
+        history = history.assign(**{name: values})
+    ax = curves(history, fresh_axes(), quantities=name)
     splits = ["train"] if entry.once or entry.group == "phase" else ["train", "val"]
     assert ax.get_ylabel() == entry.label
     assert lines_of(ax) == [f"{entry.label}, {split}" for split in splits]

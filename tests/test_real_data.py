@@ -13,6 +13,7 @@ from torchvision.datasets import MNIST
 
 from ncmonitor import measure_collapse
 from reference import reference_metrics
+from reference_optional import optional_metrics
 
 Images = tuple[NDArray[np.float32], NDArray[np.int64]]
 
@@ -33,6 +34,7 @@ def test_mnist_pixels_measure_as_the_reference_says(mnist: Images) -> None:
     bias = np.linspace(-1, 1, 10, dtype=np.float32)
     measured = measure_collapse(features, labels, weight, bias).as_dict()
     expected = reference_metrics(features, labels, weight, bias)
+    expected |= optional_metrics(features, labels, weight, bias)
     for name, value in measured.items():
         # 1e-5 relative is what float32 features are promised.
         assert value == pytest.approx(expected[name], rel=1e-5, abs=1e-12, nan_ok=True), name

@@ -115,9 +115,9 @@ def test_in_print_it_is_a_table_that_names_the_precision(dtype: torch.dtype, sho
     case = BY_NAME["noisy"]
     text = str(measure_collapse(case.features.to(dtype), case.labels, case.weight, case.bias))
     lines = text.splitlines()
-    assert lines[0].startswith("Neural collapse of 500 samples (class-balanced), error ")
+    assert lines[0].startswith("Neural collapse of 500 samples (balanced), error ")
     assert [line.split()[0] for line in lines[2:]] == list(METRIC_NAMES)
-    assert lines[-1].split()[:2] == ["feature_dtype", shown]
+    assert ["feature_dtype", shown] in [line.split()[:2] for line in lines]
 
 
 def test_undefined_is_printed_as_nan_and_the_fit_only_where_there_is_one() -> None:

@@ -138,7 +138,8 @@ def _logit_breaking(s: Shape) -> float:
 
 def _block_residual(s: Shape) -> float:
     blocks = imbalance.minority(s.counts).long() if s.blocks is None else s.blocks
-    return symmetry.block_residual(s.means, blocks.unique(return_inverse=True)[1])
+    numbered = torch.unique(blocks, return_inverse=True)[1]
+    return symmetry.block_residual(s.means, numbered)
 
 
 def _s_min_ratio(s: Shape) -> float:
@@ -296,8 +297,9 @@ def _nc1(s: Spread) -> float:
 
 
 def _directional(s: Spread) -> float:
-    undefined = s.undefined or s.directional is None
-    return math.nan if undefined else variability.nc1_cdnv_directional(s.directional)
+    if s.undefined or s.directional is None:
+        return math.nan
+    return variability.nc1_cdnv_directional(s.directional)
 
 
 #: From the second look.

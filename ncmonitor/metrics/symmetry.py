@@ -168,7 +168,7 @@ def logit_breaking(classes: Vectors, weight: Vectors, constant: Tensor) -> float
     on = float(diagonal.mean())
     off = -on / (count - 1)
     residual = total = 0.0
-    for part in columns.split(max(1, geometry.BLOCK_ROWS * 1024 // count)):
+    for part in torch.split(columns, max(1, geometry.BLOCK_ROWS * 1024 // count)):
         logits = torch.cat([rows @ classes.take(part).T for _, rows in weight.blocks()])
         logits += constant[:, None]
         total += float(logits.square().sum())
@@ -179,5 +179,5 @@ def logit_breaking(classes: Vectors, weight: Vectors, constant: Tensor) -> float
 
 
 def _row_products(one: Vectors, two: Vectors, index: Tensor) -> Tensor:
-    parts = index.split(geometry.BLOCK_ROWS)
+    parts = torch.split(index, geometry.BLOCK_ROWS)
     return torch.cat([(one.take(part) * two.take(part)).sum(1) for part in parts])

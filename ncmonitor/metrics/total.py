@@ -81,7 +81,8 @@ class Total:
     @cached_property
     def ratios(self) -> Tensor:
         """Eigenvalues of :attr:`whitened`, ``(r,)``: 0 at collapse."""
-        return torch.linalg.eigvalsh(self.whitened).clamp(min=0)
+        values: Tensor = torch.linalg.eigvalsh(self.whitened)
+        return values.clamp(min=0)
 
     @cached_property
     def spectrum(self) -> Tensor:
@@ -89,7 +90,8 @@ class Total:
         total = self.within.clone()
         for _, block in self.means.blocks():
             total.addmm_(block.T, block, alpha=1 / self.count)
-        return torch.linalg.eigvalsh(total).flip(0).clamp(min=0)
+        values: Tensor = torch.linalg.eigvalsh(total)
+        return values.flip(0).clamp(min=0)
 
     @property
     def empty(self) -> bool:

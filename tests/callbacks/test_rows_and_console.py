@@ -196,7 +196,7 @@ def test_a_wandb_logger_is_known_by_its_name_in_either_distribution() -> None:
 
 def test_every_key_gets_the_epoch_axis_by_its_exact_name() -> None:
     logger = OwnLogger()
-    keys = [log_key("nc", split, n) for split in ("train", "val") for n in names_of(split)]
+    keys = {log_key("nc", split, n): n for split in ("train", "val") for n in names_of(split)}
     define_axes([OtherLogger(), logger], "nc/epoch", keys)
     defined = logger.experiment.defined
     assert next(iter(defined)) == "nc/epoch"
