@@ -23,7 +23,7 @@ def overview() -> str:
     parts = [_table(group) for group in groups]
     return "\n\n".join(
         [
-            "* measured by default; the others by name or group: metrics=['imbalance', 'vci'] or 'all'",
+            "* measured by default; others by name or group: metrics=['imbalance', 'vci'] or 'all'",
             *parts,
             "ncmonitor metrics NAME explains one.",
         ]

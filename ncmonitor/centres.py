@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ncmonitor import geometry
 from ncmonitor._tensors import Scratch
-from ncmonitor.geometry import Frame, Span
+from ncmonitor.geometry import Span
 from ncmonitor.moments import ClassMoments
 
 #: Up to so many classes the distances between all class means are tabulated (16 MiB in float32).
@@ -18,17 +18,33 @@ TABLE_CLASSES: Final = 2048
 _CLOSE: Final = 1e-6
 
 
+class Centre(NamedTuple):
+    """The global mean, given in two parts of which the first takes a common offset out exactly.
+
+    Attributes:
+        origin: Point that the class means are given relative to, ``(d,)`` float64.
+        mean: Mean of the class means relative to it, ``(d,)``.
+    """
+
+    origin: Tensor
+    mean: Tensor
+
+    def means(self, moments: ClassMoments, classes: Tensor) -> Tensor:
+        """Return means of some classes about the global mean, ``(n, d)`` float64."""
+        return moments.means_about(self.origin, classes) - self.mean
+
+
 class Centres:
     """Class means ready for subtraction from features without losing the small difference.
 
     Args:
         moments: Of the split whose class means these are.
-        means: The frame of its present classes.
-        span: Their span.
+        centre: Where its global mean is.
+        span: Span of its present classes' means.
         present: Indices of those classes, ``(K_S,)``.
     """
 
-    def __init__(self, moments: ClassMoments, means: Frame, span: Span, present: Tensor) -> None:
+    def __init__(self, moments: ClassMoments, centre: Centre, span: Span, present: Tensor) -> None:
         references = moments.references
         self.moments, self.device = moments, references.device
         self._scratch = Scratch()
@@ -40,12 +56,14 @@ class Centres:
         self.basis = basis.to(references)
         self.coordinates = references.new_empty(len(present), span.rank)
         squares = torch.empty(len(present), dtype=torch.float64)
-        for part, block in means.centred.blocks():
-            inside = block @ basis
+        exact = []  # in float64, where a table of distances is made from them
+        for start in range(0, len(present), geometry.BLOCK_ROWS):
+            part = slice(start, start + geometry.BLOCK_ROWS)
+            inside = centre.means(moments, present[part]) @ basis
             self.coordinates[part] = inside.to(references)
             squares[part] = inside.square().sum(1)
-        table = len(present) <= TABLE_CLASSES
-        halves = _square_distances(means.centred.all() @ basis, squares) if table else squares
+            exact += [inside] if len(present) <= TABLE_CLASSES else []
+        halves = _square_distances(torch.cat(exact), squares) if exact else squares
         self._half_squares = (halves / 2).to(references)  # ½‖a_c − a_c′‖², or ½‖a_c‖²
         # Position of every class among the present ones. An absent class (train lacks it, this
         # split has it) borrows the first: any centre will do to measure distances from.

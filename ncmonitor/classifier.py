@@ -39,7 +39,8 @@ class Classifier:
                 f"bias must have shape ({count},) like the rows of weight, "
                 f"got {tuple(self.bias.shape)}"
             )
-        if not bool(self.weight.isfinite().all() and self.bias.isfinite().all()):
+        sums = torch.stack([self.weight.sum(dtype=torch.float64).cpu(), self.bias.sum()])
+        if not bool(sums.isfinite().all()):  # a sum is finite only if its terms are
             raise MeasurementError(
                 "the classifier's weight or bias is not finite (nan or inf): the network has "
                 "diverged"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from ncmonitor import geometry
 from ncmonitor.bank import Entry
 from ncmonitor.catalogue import CATALOGUE
-from ncmonitor.centres import Centres
+from ncmonitor.centres import Centre, Centres
 from ncmonitor.classifier import Classifier
 from ncmonitor.companions import Companion, Directional, Fuzziness, Margin, Scatter
 from ncmonitor.geometry import Frame, Span, Vectors
@@ -25,6 +24,7 @@ from ncmonitor.settings import Settings
 
 _LOSS = ("mse_l_nc1", "mse_l_nc23", "mse_l_perp", "central_path_dist")
 _SECOND_MOMENTS = ("vci", "entropy_rank_total", "numerical_rank", *_LOSS)
+_NEED_MEANS = (*_SECOND_MOMENTS, "nc1_cdnv_directional", "separation_fuzziness")
 
 
 def evaluate(
@@ -47,12 +47,12 @@ def evaluate(
     alone = len(shape.counts) < 2
     values = dict.fromkeys(names, math.nan)
     values |= {n: SHAPE[n](shape) for n in names if n in SHAPE and _defined(n, alone=alone)}
-    companions, second = _prepare(first, shape, reference, settings)
-    spread = _Spreads(shape, settings)
+    rest = _Rest(first, shape, settings)
     del shape  # many classes leave no room for it beside the second look
+    second = rest.look(reference)
     for entry in entries:
         second.update(*entry)
-    result = spread.of(second, companions, decides=first.decides)
+    result = rest.spread(second)
     values |= {n: SPREAD[n](result) for n in names if n in SPREAD and _defined(n, alone=alone)}
     per_class = torch.full((first.moments.num_classes,), torch.nan, dtype=torch.float64)
     if not result.undefined:
@@ -166,82 +166,70 @@ def _weighted_span(centred: Vectors, counts: Tensor, resolution: float) -> Span:
 # -- the second look -------------------------------------------------------------------------------
 
 
-@dataclass
-class _Companions:
-    """What was asked for beyond the default, or ``None``."""
-
-    scatter: Scatter | None = None
-    directional: Directional | None = None
-    fuzziness: Fuzziness | None = None
-    margin: Margin | None = None
-
-    @property
-    def absorbing(self) -> list[Companion]:
-        """Those that take in residuals."""
-        every = (self.scatter, self.directional, self.fuzziness)
-        return [companion for companion in every if companion is not None]
-
-
-def _prepare(
-    first: FirstLook, shape: Shape, reference: ClassMoments | None, settings: Settings
-) -> tuple[_Companions, SecondLook]:
-    moments = first.moments
-    own = train = Centres(moments, shape.means, shape.span, present_classes(moments))
-    if reference is not None:
-        reference, seen = reference.to(own.device), present_classes(reference)
-        means, span, _ = mean_frame(reference, seen)
-        train = Centres(reference, means, span, seen)
-        train_flat = means.flat
-    else:
-        train_flat = shape.flat
-    found = _Companions()
-    if settings.asks(*_SECOND_MOMENTS):
-        found.scatter = Scatter(moments.counts, moments.dim, own.device)
-    several = len(shape.counts) > 1 and not shape.flat
-    if settings.asks("nc1_cdnv_directional") and several:
-        found.directional = Directional(
-            own, shape.means.centred, shape.span, shape.means.resolution
-        )
-    if settings.asks("separation_fuzziness") and several:
-        average = _weighted_sum(shape.means.vectors, class_weights(shape.counts, samples=True))
-        centred = shape.means.vectors.minus(average)
-        weighted = _weighted_span(centred, shape.counts, shape.means.resolution)
-        found.fuzziness = Fuzziness(own, shape.span, weighted, first.samples)
-    if settings.asks("ncc_margin") and not train_flat:
-        found.margin = Margin(train)
-    look = SecondLook(moments.num_classes, own, train, found.absorbing, found.margin)
-    return found, look
-
-
-class _Spreads:
-    """What a :class:`Spread` takes from the geometry; without the class means where it can be.
+class _Rest:
+    """What the second look and the metrics after it need of the first.
 
     Args:
-        shape: The geometry.
+        first: The first look.
+        shape: Its geometry; kept only if something was asked for that needs the class means.
         settings: What to compute.
     """
 
-    def __init__(self, shape: Shape, settings: Settings) -> None:
+    def __init__(self, first: FirstLook, shape: Shape, settings: Settings) -> None:
+        self._first, self._settings = first, settings
         self._convention, self._counts = shape.convention, shape.counts
-        self._variances, self._rank = shape.variances, shape.span.rank
-        self._shape = shape if settings.asks(*_SECOND_MOMENTS) else None
-        self._loss, self._ridge = settings.asks(*_LOSS), settings.ridge
+        self._variances, self._span, self._flat = shape.variances, shape.span, shape.flat
+        self._centre = Centre(shape.origin, shape.means.mean)
+        self._shape = shape if settings.asks(*_NEED_MEANS) else None
+        self._scatter: Scatter | None = None
+        self._directional: Directional | None = None
+        self._fuzziness: Fuzziness | None = None
+        self._margin: Margin | None = None
 
-    def of(self, second: SecondLook, companions: _Companions, *, decides: bool) -> Spread:
+    def look(self, reference: ClassMoments | None) -> SecondLook:
+        """Return the second look, ready for the stream."""
+        moments, asks = self._first.moments, self._settings.asks
+        own = train = Centres(moments, self._centre, self._span, present_classes(moments))
+        train_flat = self._flat
+        if reference is not None:
+            reference = reference.to(own.device)
+            seen = present_classes(reference)
+            means, span, origin = mean_frame(reference, seen)
+            train_flat = means.flat
+            train = Centres(reference, Centre(origin, means.mean), span, seen)
+        if asks(*_SECOND_MOMENTS):
+            self._scatter = Scatter(moments.counts, moments.dim, own.device)
+        if asks("ncc_margin") and not train_flat:
+            self._margin = Margin(train)
+        if self._shape is not None and not self._flat:
+            self._ask_pairs(own, self._shape)
+        every = (self._scatter, self._directional, self._fuzziness)
+        companions: list[Companion] = [each for each in every if each is not None]
+        return SecondLook(moments.num_classes, own, train, companions, self._margin)
+
+    def _ask_pairs(self, own: Centres, shape: Shape) -> None:
+        means, resolution = shape.means.vectors, shape.means.resolution
+        if self._settings.asks("nc1_cdnv_directional"):
+            self._directional = Directional(own, shape.means.centred, shape.span, resolution)
+        if self._settings.asks("separation_fuzziness"):
+            average = _weighted_sum(means, class_weights(shape.counts, samples=True))
+            weighted = _weighted_span(means.minus(average), shape.counts, resolution)
+            self._fuzziness = Fuzziness(own, shape.span, weighted, self._first.samples)
+
+    def spread(self, second: SecondLook) -> Spread:
         """Return what the second look has found."""
         present = second.own.present.cpu()
-        moments = self._moments(companions.scatter)
-        directional, fuzziness = companions.directional, companions.fuzziness
-        margin = companions.margin
+        moments = self._second_moments()
+        directional, fuzziness, margin = self._directional, self._fuzziness, self._margin
         return Spread(
             convention=self._convention,
             counts=self._counts,
             variances=self._variances,
-            rank=self._rank,
+            rank=self._span.rank,
             whitened=second.whitened[present] / self._counts,
             in_span=second.in_span[present] / self._counts,
             accuracy=second.accuracy,
-            disagreement=second.disagreement if decides else math.nan,
+            disagreement=second.disagreement if self._first.decides else math.nan,
             margin=math.nan if margin is None else margin.median,
             directional=None if directional is None else directional.per_class,
             fuzziness=math.nan if fuzziness is None else fuzziness.value,
@@ -249,8 +237,8 @@ class _Spreads:
             loss=self._squared_loss(moments),
         )
 
-    def _moments(self, scatter: Scatter | None) -> Total | None:
-        shape = self._shape
+    def _second_moments(self) -> Total | None:
+        shape, scatter = self._shape, self._scatter
         if scatter is None or shape is None:
             return None
         centred, resolution = shape.means.centred, shape.means.resolution
@@ -260,10 +248,10 @@ class _Spreads:
 
     def _squared_loss(self, moments: Total | None) -> SquaredLoss | None:
         shape = self._shape
-        if not self._loss or moments is None or shape is None or shape.flat:
+        if not self._settings.asks(*_LOSS) or moments is None or shape is None or shape.flat:
             return None
         if shape.classifier is None or shape.constant is None or shape.bias is None:
             return None
         mean = shape.origin + shape.means.mean
         weight = shape.rows.vectors.all()
-        return squared_loss(moments, weight, shape.constant, shape.bias, mean, self._ridge)
+        return squared_loss(moments, weight, shape.constant, shape.bias, mean, self._settings.ridge)

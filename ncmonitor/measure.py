@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from ncmonitor._checks import InputError, MeasurementError
 from ncmonitor._labels import IGNORE_INDEX, check_labels, flatten_tokens
 from ncmonitor._tensors import as_tensor, check_floating
@@ -241,7 +239,7 @@ def _num_classes(
 def _check_first(first: FirstLook, reference: ClassMoments | None) -> None:
     if not first.samples:
         raise InputError("there is nothing to measure: expected at least one sample, got none")
-    if not bool(torch.isfinite(first.moments.offsets).all()):
+    if not first.moments.finite:
         raise MeasurementError(
             "the features are not finite (nan or inf): the network has diverged, or the data "
             "holds such values"

@@ -125,6 +125,11 @@ class ClassMoments:
         return (self._lengths / self._counts)[:-1]
 
     @property
+    def finite(self) -> bool:
+        """Whether every feature is: a sum is finite only if its terms are."""
+        return bool(self._shifts.sum().isfinite())
+
+    @property
     def neg_clips(self) -> int:
         """Classes whose variance came out negative by rounding and was clipped to 0."""
         return int((self._raw_variances() < 0).sum())

@@ -85,7 +85,7 @@ def _sampled(vectors: Vectors) -> Iterator[Tile]:
     first = torch.randint(count, (SAMPLED_PAIRS,), generator=generator)
     step = torch.randint(1, count, (SAMPLED_PAIRS,), generator=generator)
     second = (first + step) % count  # never the same class
-    size = 4 * geometry.BLOCK_ROWS
+    size = geometry.BLOCK_ROWS
     for one, two in zip(torch.split(first, size), torch.split(second, size), strict=True):
         inner = (vectors.take(one) * vectors.take(two)).sum(1)
         yield Tile(vectors, one, two, inner)

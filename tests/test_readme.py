@@ -3,36 +3,44 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from torch.utils.data import DataLoader
 
-from ncmonitor.catalogue import FIT, METRICS, PHASE
+from ncmonitor.catalogue import FIT, METRICS, PHASE, Quantity
 from toys import Toy, train_loader, val_loader
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
 
-def metrics_table() -> str:
+def table(quantities: Iterable[Quantity]) -> str:
     lines = ["| name | what it says | definition | at collapse | source |", "|---|---|---|---|---|"]
-    for quantity in (*METRICS, *FIT, *PHASE):
+    for quantity in quantities:
         target = "" if quantity.collapse is None else f"{quantity.collapse:g}"
-        definition = quantity.definition.replace("|", "\\|")
-        cells = (f"`{quantity.name}`", quantity.meaning, definition, target, quantity.source)
+        texts = (quantity.meaning, quantity.definition, target, quantity.source)
+        cells = [f"`{quantity.name}`", *(text.replace("|", "\\|") for text in texts)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+TABLES = {
+    "metrics": (*(q for q in METRICS if q.default), *FIT, *PHASE),
+    "opt-in": tuple(q for q in METRICS if not q.default),
+}
 
 
 def python_blocks() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.S | re.M)
 
 
-def test_the_table_of_metrics_is_that_of_the_catalogue() -> None:
+@pytest.mark.parametrize("name", TABLES)
+def test_the_tables_of_metrics_are_those_of_the_catalogue(name: str) -> None:
     text = README.read_text(encoding="utf-8")
-    found = re.search(r"<!-- metrics:.*?-->\n(.*?)\n<!-- /metrics -->", text, re.S)
-    table = metrics_table()
-    assert [m[1] for m in [found] if m] == [table], f"the README should have:\n{table}"
+    found = re.search(rf"<!-- {name}:.*?-->\n(.*?)\n<!-- /{name} -->", text, re.S)
+    expected = table(TABLES[name])
+    assert [m[1] for m in [found] if m] == [expected], f"the README should have:\n{expected}"
 
 
 @pytest.mark.filterwarnings("ignore:The number of training batches")
@@ -53,7 +61,7 @@ def test_every_command_it_names_exists() -> None:
 
     blocks = "".join(re.findall(r"```bash\n(.*?)```", README.read_text(encoding="utf-8"), re.S))
     words = set(re.findall(r"^ncmonitor (\w+)", blocks, re.M))
-    assert words == {"recipes", "fit", "report"}
+    assert words == {"recipes", "fit", "metrics", "report"}
     for word in words:
         with pytest.raises(SystemExit) as done:
             main([word, "--help"])

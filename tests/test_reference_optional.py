@@ -54,6 +54,7 @@ UNDEFINED: dict[str, set[str]] = {
     "all_singletons": SPREAD,
     "one_present": set(OF_FEATURES + OF_CLASSIFIER) - {"feature_norm_mean", "n_pairs"},
     "dead_class": ANGLES,
+    "orthogonal_frame": {"central_path_dist"},  # a loss of zero: no shares of it
     "no_means": FLAT,
     "all_equal": FLAT | TOTAL,
     "all_equal_float64": FLAT | TOTAL,

@@ -387,7 +387,9 @@ def test_vanishing_decay_leads_to_seli_slowly_and_not_to_the_etf() -> None:
 def test_seli_floors_are_the_metrics_of_vectors_with_those_grams(counts: list[int]) -> None:
     for floors, gram in zip(theory.seli_floors(counts), theory.seli_grams(counts), strict=True):
         rows = rows_with(gram)
-        assert floors.cov_norm == pytest.approx(frames.equinorm(Vectors(rows)), rel=1e-10, abs=1e-13)
+        assert floors.cov_norm == pytest.approx(
+            frames.equinorm(Vectors(rows)), rel=1e-10, abs=1e-13
+        )
         assert floors.etf_distance == pytest.approx(etf_distance(rows), rel=1e-10, abs=1e-13)
 
 

@@ -85,4 +85,4 @@ def test_the_config_says_how_it_was_measured(run: tuple[Path, NeuralCollapse]) -
     config = summary(folder)["config"]["ncmonitor"]
     assert config["classifier"] == "head"
     assert config["num_classes"] == CLASSES
-    assert config["convention"] == "class-balanced"
+    assert config["convention"] == "balanced"
