@@ -8,6 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from ncmonitor import _tensors
 from ncmonitor._checks import InputError
 
 #: What ``torch.nn.CrossEntropyLoss`` leaves out too.
@@ -123,7 +124,7 @@ def clean_batch(
         )
     labels = labels.long()
     ignored = labels == ignore_index
-    if labels.device.type == "cpu":
+    if _tensors.waits_for_nothing(labels.device):
         if bool(ignored.any()):
             kept = ~ignored
             features, labels = features[kept], labels[kept]

@@ -90,6 +90,11 @@ def check_floating(features: torch.Tensor) -> None:
         )
 
 
+def waits_for_nothing(device: torch.device) -> bool:
+    """Whether reading a number costs no synchronisation: true of the CPU alone."""
+    return device.type == "cpu"
+
+
 def home(device: torch.device) -> torch.device:
     """Return where sums of features on ``device`` are kept: there, or the CPU without float64."""
     return torch.device("cpu") if device.type == "mps" else device

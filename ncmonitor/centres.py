@@ -31,7 +31,7 @@ class Centre(NamedTuple):
 
     def means(self, moments: ClassMoments, classes: Tensor) -> Tensor:
         """Return means of some classes about the global mean, ``(n, d)`` float64."""
-        return moments.means_about(self.origin, classes) - self.mean
+        return moments.sums.means_about(self.origin, classes) - self.mean
 
 
 class Centres:
@@ -79,7 +79,7 @@ class Centres:
         """
         position = self.position[labels]
         anchors = self.present[position]
-        return self.moments.residuals(features, anchors, self._scratch), position
+        return self.moments.sums.residuals(features, anchors, self._scratch), position
 
     def project(self, residuals: Tensor) -> Tensor:
         """Return residuals in coordinates of the means' span, in a buffer.

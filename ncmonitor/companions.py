@@ -160,7 +160,7 @@ class Margin:
             return
         pair = centres.present[scores.topk(2).indices]
         one, two = (
-            centres.moments.residuals(features, side, self._scratch).norm(dim=1)
+            centres.moments.sums.residuals(features, side, self._scratch).norm(dim=1)
             for side in pair.unbind(1)
         )
         margin = ((two - one).abs() / (two + one)).nan_to_num(nan=0.0)  # 0/0: both at the sample

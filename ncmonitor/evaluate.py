@@ -16,7 +16,8 @@ from ncmonitor.classifier import Classifier
 from ncmonitor.companions import Companion, Directional, Fuzziness, Margin, Scatter
 from ncmonitor.geometry import Frame, Span, Vectors
 from ncmonitor.looks import FirstLook, SecondLook
-from ncmonitor.metrics import SHAPE, SPREAD, Shape, Spread, applicable, class_weights
+from ncmonitor.metrics import SHAPE, SPREAD, applicable
+from ncmonitor.metrics.inputs import Shape, Spread, class_weights
 from ncmonitor.metrics.total import SquaredLoss, Total, squared_loss
 from ncmonitor.moments import ClassMoments
 from ncmonitor.report import CollapseReport
@@ -142,7 +143,7 @@ def mean_frame(moments: ClassMoments, present: Tensor) -> tuple[Frame, Span, Ten
     square_norms = moments.class_variances.cpu()[present]
     for start in range(0, len(present), geometry.BLOCK_ROWS):
         part = slice(start, start + geometry.BLOCK_ROWS)
-        rows[part] = moments.means_about(origin, present[part])
+        rows[part] = moments.sums.means_about(origin, present[part])
         square_norms[part] += (rows[part] + origin).square().sum(1)
     # Not divided by the root of a class's count: samples that have collapsed to the rounding step
     # all round alike, so the rounding of their mean does not average out.

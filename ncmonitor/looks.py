@@ -116,7 +116,7 @@ class FirstLook:
         wrong = (predicted != labels) & counted
         # Sums stay where the data is: no synchronisation per batch.
         self._wrong = self._wrong.to(device) + wrong.sum()
-        loss = torch.where(counted, loss, 0.0) if device.type != "cpu" else loss
+        loss = torch.where(counted, loss, 0.0)
         self._loss = self._loss.to(home(device)) + loss.to(home(device)).double().sum()
         return predicted
 

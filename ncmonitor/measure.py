@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ncmonitor._checks import InputError, MeasurementError
+from ncmonitor._checks import InputError
 from ncmonitor._labels import IGNORE_INDEX, check_labels, flatten_tokens
+from ncmonitor._sources import check_first, check_rereadable, check_same, num_classes_of
 from ncmonitor._tensors import as_tensor, check_floating
 from ncmonitor.bank import DEFAULT_BANK_BYTES, Entry, FeatureBank
 from ncmonitor.catalogue import MetricChoice
@@ -159,25 +159,25 @@ def measure_batches(
     """
     settings = settings or Settings()
     classifier = None if weight is None else Classifier(weight, bias)
-    num_classes = _num_classes(num_classes, classifier, reference)
-    settings.check_classes(num_classes)
+    count = num_classes_of(num_classes, classifier, reference)
+    settings.check_classes(count)
     bank = FeatureBank(bank_bytes, in_memory=isinstance(batches, (list, tuple)))
 
     def first_look() -> FirstLook:
-        return FirstLook(num_classes, classifier, settings.ignore_index)
+        return FirstLook(count, classifier, settings.ignore_index)
 
     def again() -> Iterator[Entry]:
         look = first_look()
         yield from _entries(batches, look)
-        _check_same(first, look, bank.needed)
+        check_same(first, look, bank.needed)
 
     first = first_look()
     for entry in _entries(batches, first):
         bank.add(*entry)
-    _check_first(first, reference)
+    check_first(first, reference)
     source: Callable[[], Iterable[Entry]] = bank.__iter__
     if not bank.complete:
-        _check_rereadable(batches, bank, times=2 if null_seed is None else 4)
+        check_rereadable(batches, bank, times=2 if null_seed is None else 4)
         source = again
     report = evaluate(first, source(), reference, settings)
     if null_seed is None:
@@ -214,75 +214,3 @@ def _entries(batches: Iterable[Batch], look: FirstLook) -> Iterator[Entry]:
             )
         features, labels, *logits = map(as_tensor, batch)
         yield look.update(features, labels, *logits)
-
-
-def _num_classes(
-    given: int | None, classifier: Classifier | None, reference: ClassMoments | None
-) -> int:
-    if reference is not None and not isinstance(reference, ClassMoments):
-        raise InputError(
-            f"reference= must be the ClassMoments of another split (report.moments), "
-            f"got a {type(reference).__name__}"
-        )
-    if classifier is not None:
-        rows = int(classifier.weight.shape[0])
-        if given not in (None, rows):
-            raise InputError(f"num_classes={given}, but weight has {rows} rows, one per class")
-        return rows
-    if given is not None:
-        return given
-    if reference is not None:
-        return reference.num_classes
-    raise InputError("the number of classes is unknown: pass num_classes= or weight=")
-
-
-def _check_first(first: FirstLook, reference: ClassMoments | None) -> None:
-    if not first.samples:
-        raise InputError("there is nothing to measure: expected at least one sample, got none")
-    if not first.moments.finite:
-        raise MeasurementError(
-            "the features are not finite (nan or inf): the network has diverged, or the data "
-            "holds such values"
-        )
-    if reference is None:
-        return
-    if not bool(reference.counts.any()):
-        raise InputError("reference holds no sample: update it with the training features first")
-    expected = (reference.num_classes, reference.dim)
-    got = (first.moments.num_classes, first.moments.dim)
-    if expected != got:
-        raise InputError(
-            f"reference has {expected[0]} classes of dimension {expected[1]}, "
-            f"the features have {got[0]} of dimension {got[1]}"
-        )
-
-
-def _check_rereadable(batches: Iterable[Batch], bank: FeatureBank, times: int) -> None:
-    if iter(batches) is batches:
-        raise InputError(
-            f"the features take {bank.needed:,} bytes, more than bank_bytes={bank.budget:,}, and "
-            "the source can be read only once: pass a re-iterable such as a DataLoader, or "
-            f"bank_bytes={bank.needed}"
-        )
-    warnings.warn(
-        f"features take {bank.needed:,} bytes, more than bank_bytes={bank.budget:,}: the network "
-        f"runs {'a second time' if times == 2 else f'{times} times'}; "
-        f"bank_bytes={bank.needed} avoids it",
-        stacklevel=4,
-    )
-
-
-def _check_same(first: FirstLook, again: FirstLook, needed: int) -> None:
-    """Compare two readings; equal data differs by rounding only, augmented data by far more."""
-    one, two = first.moments, again.moments
-    if one.counts.equal(two.counts):
-        spread = one.class_variances.nanmean()
-        drift = (one.class_means - two.class_means).nan_to_num().square().sum(1)
-        change = (one.class_variances - two.class_variances).nan_to_num().abs()
-        if bool((drift + change <= 1e-4 * spread).all()):
-            return
-    raise MeasurementError(
-        "the data changed between two readings (random augmentation or sampling?), so nothing "
-        "exact can be said: pass a loader without randomness as dataloader=, or "
-        f"bank_bytes={needed} to read once"
-    )

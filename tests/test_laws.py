@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -156,7 +156,7 @@ def test_an_exact_etf_has_every_metric_at_its_collapse_value() -> None:
 
 def test_at_the_best_classifier_nothing_of_the_squared_loss_is_off_the_central_path() -> None:
     case, ridge = BY_NAME["exact_etf"], 1e-2
-    # Without decay WM + b1ᵀ = I at W = 0.9 M, b = 1/K. Decay shrinks each of the nine directions, of
+    # Without decay WM + b1ᵀ = I at W = 0.9 M, b = 1/K. Decay shrinks each of nine directions, of
     # variance 1/9, by 1/9 / (1/9 + λ), and b, as there is no global mean, by 1/(1 + λ).
     scale = 1 / (1 + 9 * ridge)
     weight, bias = 0.9 * scale * case.features[::20], torch.full((10,), 0.1 / (1 + ridge))

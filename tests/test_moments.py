@@ -41,13 +41,18 @@ def assert_same(one: ClassMoments, two: ClassMoments, **tolerance: Any) -> None:
         assert_close(one.within, two.within, **tolerance)
 
 
+def attributes(moments: ClassMoments) -> dict[str, Any]:
+    """Every attribute, those of the sums among them."""
+    return {k: v for k, v in vars(moments).items() if k != "sums"} | vars(moments.sums)
+
+
 def state(moments: ClassMoments) -> dict[str, Any]:
     """Every attribute, tensors as bytes: nothing hides from the comparison."""
     return {
         name: (value.dtype, value.shape, value.numpy().tobytes())
         if isinstance(value, Tensor)
         else value
-        for name, value in vars(moments).items()
+        for name, value in attributes(moments).items()
     }
 
 
@@ -262,7 +267,8 @@ def test_merge_leaves_both_operands_unchanged_and_shares_no_memory() -> None:
 
 
 def memory(moments: ClassMoments) -> set[int]:
-    return {t.untyped_storage().data_ptr() for t in vars(moments).values() if isinstance(t, Tensor)}
+    tensors = [t for t in attributes(moments).values() if isinstance(t, Tensor)]
+    return {t.untyped_storage().data_ptr() for t in tensors}
 
 
 @pytest.mark.parametrize("scatter", [False, True], ids=["plain", "scatter"])
