@@ -40,6 +40,8 @@ PANELS: Final[tuple[tuple[str, ...], ...]] = (
 
 _DASHES: Final[dict[str, Any]] = {"train": "-", "val": (0, (3.2, 1.6))}
 _OTHER_DASHES: Final = ((0, (1, 1.4)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)))
+#: Groups of counts and shares, which a log axis does not suit.
+_COUNTED: Final = frozenset({"nc4", "diagnostics", "fit", "phase"})
 #: Shares of samples reach exactly 0, and should be seen to.
 _SHARES: Final = frozenset({"error", "nc4_disagreement"})
 
@@ -185,7 +187,7 @@ def _scale(names: Sequence[str]) -> str:
     entries = [CATALOGUE[name] for name in names]
     if all(q.name in _SHARES for q in entries):
         return "share"
-    falls = all(q.group in {"nc0", "nc1", "nc2", "nc3"} and q.collapse == 0 for q in entries)
+    falls = all(q.collapse == 0 and q.group not in _COUNTED for q in entries)
     return "log" if falls or tuple(names) == ("cross_entropy",) else "linear"
 
 

@@ -24,7 +24,11 @@ RELATIVE = {torch.float32: 1e-5, torch.float64: 1e-9}
 
 #: NC1 falls with the square of the spread, 1e-20 at spread 1e-10, so that an absolute tolerance
 #: fit for distances would accept anything there. 1e-28 is the square of float64 rounding.
-ABSOLUTE = {"nc1": 1e-28, "nc1_quotient": 1e-28}
+QUADRATIC = (
+    *("nc1", "nc1_quotient", "nc1_cdnv", "nc1_cdnv_directional", "vci", "separation_fuzziness"),
+    *("mse_l_nc1", "mse_l_nc23"),
+)
+ABSOLUTE = dict.fromkeys(QUADRATIC, 1e-28)
 ABSOLUTE_ELSEWHERE = 1e-12
 
 

@@ -13,6 +13,7 @@ from ncmonitor.geometry import Frame, Vectors
 from ncmonitor.metrics import duality, frames, imbalance, symmetry, total, variability
 from ncmonitor.metrics.inputs import Shape, Spread, class_weights
 from ncmonitor.pairs import pair_count
+from ncmonitor.theory import etf_distance_floor
 
 
 def _unless(undefined: bool, value: Callable[[], float]) -> float:
@@ -121,7 +122,7 @@ SHAPE: dict[str, Callable[[Shape], float]] = {
     ),
     "minority_cos": lambda s: imbalance.minority_cosine(s.rows.vectors, s.counts),
     "norm_ratio": lambda s: imbalance.norm_ratio(s.rows.vectors, s.counts),
-    "nc2_etf_floor": lambda s: frames.etf_floor(len(s.counts), s.centred.dim),
+    "nc2_etf_floor": lambda s: etf_distance_floor(len(s.counts), s.centred.dim),
     "gnc2_one_vs_rest": lambda s: frames.one_vs_rest(s.rows.vectors),
     "gnc2_log_energy": lambda s: _unless(
         s.means.degenerate > 0, lambda: frames.log_energy(s.means.centred)

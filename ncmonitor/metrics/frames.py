@@ -9,11 +9,15 @@ classes.
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import torch
 
 from ncmonitor.geometry import Frame, Vectors
 from ncmonitor.pairs import PAIR_CLASSES, pair_average, tiles
+
+#: Above so many classes :func:`one_vs_rest` is not computed.
+ONE_VS_REST_CLASSES: Final = 256
 
 
 def equinorm(vectors: Vectors, *, ddof: int = 0) -> float:
@@ -155,15 +159,6 @@ def log_energy(vectors: Vectors) -> float:
     return pair_average(vectors.unit(), lambda tile: -tile.square_distances.log() / 2)
 
 
-def etf_floor(count: int, dim: int) -> float:
-    """Smallest distance of K vectors in R^d to the simplex ETF, ``√(2 − 2√(d/(K−1)))``.
-
-    See :func:`ncmonitor.theory.etf_distance_floor`.
-    """
-    missing = max(0, count - 1 - dim) / (count - 1)
-    return math.sqrt(2 * missing / (1 + math.sqrt(1 - missing)))
-
-
 def one_vs_rest(vectors: Vectors) -> float:
     """Smallest distance of a unit vector to the convex hull of the others.
 
@@ -196,7 +191,3 @@ def one_vs_rest(vectors: Vectors) -> float:
         weights = torch.from_numpy(shares)
         distances.append(float((weights @ others).norm() / weights.sum()))
     return min(distances)
-
-
-#: Above so many classes :func:`one_vs_rest` is not computed.
-ONE_VS_REST_CLASSES = 256

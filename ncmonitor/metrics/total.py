@@ -190,7 +190,7 @@ def squared_loss(
     ratios, count, rank = total.ratios, total.count, total.span.rank
     shares = ratios / (1 + ratios)
     nc1 = float((shares / (1 + ratios)).sum()) / (2 * count)
-    nc23 = (float(shares.square().sum()) + count - 1 - rank) / (2 * count)
+    nc23 = (float(shares.square().sum()) + (count - 1 - rank)) / (2 * count)
     return SquaredLoss(nc1, nc23, _off_least_squares(total, weight, at_mean))
 
 
