@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from numbers import Integral
 
 
 class InputError(ValueError):
@@ -15,6 +16,11 @@ class InputError(ValueError):
 
 class MeasurementError(InputError):
     """These features cannot be measured (not finite, changing between looks); others may be."""
+
+
+def is_whole(value: object) -> bool:
+    """Tell whether something is a whole number of Python's or numpy's."""
+    return isinstance(value, Integral)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -26,13 +26,14 @@ def check_labels(labels: Tensor, samples: int, num_classes: int | None = None) -
     Raises:
         InputError: For real-valued, multi-label, one-hot, misshaped or out-of-range labels.
     """
-    _check_kind(labels, samples)
+    check_kind(labels, samples)
     if samples:
         labels = labels.long()  # torch has no minimum of wide unsigned integers
         check_range(int(labels.min()), int(labels.max()), num_classes)
 
 
-def _check_kind(labels: Tensor, samples: int) -> None:
+def check_kind(labels: Tensor, samples: int) -> None:
+    """Raise :class:`InputError` unless labels are ``(samples,)`` integers, of any value."""
     shape = tuple(labels.shape)
     if labels.ndim != 1:
         raise InputError(
@@ -83,6 +84,15 @@ class Batch:
     extremes: Tensor | None
 
 
+def check_device(features: Tensor, labels: Tensor) -> None:
+    """Raise :class:`InputError` unless features and labels are in one place."""
+    if labels.device != features.device:
+        raise InputError(
+            f"features are on {features.device}, labels on {labels.device}: "
+            "pass both on one device, e.g. labels.to(features.device)"
+        )
+
+
 def flatten_tokens(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``(B, T, d)`` features with ``(B, T)`` labels as ``(B T, d)`` and ``(B T,)``."""
     if features.ndim > 2 and labels.ndim > 1 and features.shape[:-1] == labels.shape:
@@ -116,12 +126,8 @@ def clean_batch(
             "pool them first, e.g. features.flatten(1); token features (B, T, d) need labels "
             f"(B, T), got {tuple(labels.shape)}"
         )
-    _check_kind(labels, features.shape[0])
-    if labels.device != features.device:
-        raise InputError(
-            f"features are on {features.device}, labels on {labels.device}: "
-            "pass both on one device, e.g. labels.to(features.device)"
-        )
+    check_kind(labels, features.shape[0])
+    check_device(features, labels)
     labels = labels.long()
     ignored = labels == ignore_index
     if _tensors.waits_for_nothing(labels.device):
@@ -133,4 +139,6 @@ def clean_batch(
         return Batch(features, labels, logits, None)
     extremes = torch.stack(labels.masked_fill(ignored, 0).aminmax()) if len(labels) else None
     outside = ignored | (labels < 0) | (labels >= num_classes)
+    features = features.masked_fill(outside[:, None], 0)  # padding may hold anything, nan too
+    logits = None if logits is None else logits.masked_fill(outside[:, None].to(logits.device), 0)
     return Batch(features, labels.masked_fill(outside, num_classes), logits, extremes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ncmonitor._checks import InputError, MeasurementError
@@ -35,7 +35,10 @@ def num_classes_of(
 
 def check_first(first: FirstLook, reference: ClassMoments | None) -> None:
     if not first.samples:
-        raise InputError("there is nothing to measure: expected at least one sample, got none")
+        raise InputError(
+            "there is nothing to measure: expected at least one sample, got none (samples whose "
+            f"label is ignore_index={first.moments.ignore_index} are left out)"
+        )
     if not first.moments.finite:
         raise MeasurementError(
             "the features are not finite (nan or inf): the network has diverged, or the data "
@@ -55,7 +58,7 @@ def check_first(first: FirstLook, reference: ClassMoments | None) -> None:
 
 
 def check_rereadable(batches: Iterable[Any], bank: FeatureBank, times: int) -> None:
-    if iter(batches) is batches:
+    if isinstance(batches, Iterator):
         raise InputError(
             f"the features take {bank.needed:,} bytes, more than bank_bytes={bank.budget:,}, and "
             "the source can be read only once: pass a re-iterable such as a DataLoader, or "

@@ -82,7 +82,9 @@ def check_features(features: torch.Tensor) -> None:
 
 
 def check_floating(features: torch.Tensor) -> None:
-    """Raise :class:`InputError` unless features are floating point."""
+    """Raise :class:`InputError` unless features are floating point and have columns."""
+    if features.ndim > 1 and features.shape[-1] == 0:
+        raise InputError(f"features must have at least one column, got {tuple(features.shape)}")
     if not features.is_floating_point():
         raise InputError(
             f"features must be floating point, but have dtype {features.dtype}; "

@@ -7,7 +7,7 @@ The entries themselves are in ``catalogue.toml``. This file imports nothing heav
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -89,7 +89,7 @@ def chosen(metrics: MetricChoice = "default") -> tuple[str, ...]:
     Raises:
         InputError: For a name that is neither; the message says what is close.
     """
-    words = [metrics] if isinstance(metrics, str) else list(metrics)
+    words = [metrics] if isinstance(metrics, str) or not isinstance(metrics, Iterable) else metrics
     wanted = set(METRIC_NAMES)
     for word in words:
         if word == "all":
@@ -102,8 +102,7 @@ def chosen(metrics: MetricChoice = "default") -> tuple[str, ...]:
 def _members(word: object) -> list[str]:
     names = [q.name for q in METRICS if word in (q.group, q.name)]
     if not names or not isinstance(word, str):
-        known = [*GROUPS, *(q.name for q in METRICS)]
-        hint = nearest(word, known) if isinstance(word, str) else ""
+        hint = _hint(word)
         raise InputError(
             f"metrics= takes 'default', 'all', groups ({', '.join(GROUPS)}) and names of metrics, "
             f"but got {word!r}{hint or '; `ncmonitor metrics` lists them'}"
@@ -116,6 +115,14 @@ def _members(word: object) -> list[str]:
             "ncmonitor.measure_regression(features, targets, weight)"
         )
     return names
+
+
+def _hint(word: object) -> str:
+    if not isinstance(word, str):
+        return ""
+    if word in (*FIT_NAMES, *PHASE_NAMES, "fit", "phase"):
+        return "; that is always in a run's history, and error and cross_entropy in a report"
+    return nearest(word, [*GROUPS, *(q.name for q in METRICS)])
 
 
 def quantity_of(key: str) -> Quantity | None:

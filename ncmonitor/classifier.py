@@ -48,10 +48,12 @@ class Classifier:
 
     def check(self, features: Tensor) -> None:
         """Raise :class:`InputError` unless it takes features of this dimension."""
-        if features.shape[1] != self.weight.shape[1]:
+        wide, expected = features.shape[1], self.weight.shape[1]
+        if wide != expected:
+            turned = "; pass weight.T if it is (d, K)" if wide == self.weight.shape[0] else ""
             raise InputError(
-                f"expected features of dimension {self.weight.shape[1]} as weight has columns, "
-                f"got {features.shape[1]}"
+                f"expected features of dimension {expected} as weight has columns, got {wide}"
+                f"{turned}"
             )
 
     def at(self, point: Tensor) -> Tensor:
@@ -62,7 +64,7 @@ class Classifier:
 
 
 class Scorer:
-    """Logits of a stream of features, taken about its first sample.
+    """Logits of a stream of features, taken about a point among them.
 
     Args:
         classifier: The last layer.

@@ -46,7 +46,7 @@ def convention_named(name: str) -> Convention:
     Raises:
         InputError: If there is none of that name.
     """
-    if name not in CONVENTIONS:
+    if not isinstance(name, str) or name not in CONVENTIONS:
         hint = nearest(name, CONVENTIONS) if isinstance(name, str) else ""
         raise InputError(f"convention= must be one of {tuple(CONVENTIONS)}, got {name!r}{hint}")
     return CONVENTIONS[name]

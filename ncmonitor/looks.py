@@ -129,8 +129,7 @@ class FirstLook:
             return scores.copy_(logits)
         if self._scorer is None:
             assert self.classifier is not None
-            origin = features[0].to(dtype, copy=True)  # whatever happens to the batch
-            self._scorer = Scorer(self.classifier, origin)
+            self._scorer = Scorer(self.classifier, features.to(dtype).mean(0))
         return self._scorer.logits(features, scratch, scores)
 
     @property

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ncmonitor._checks import InputError
-from ncmonitor._labels import IGNORE_INDEX, check_labels, flatten_tokens
+from ncmonitor._labels import IGNORE_INDEX, check_device, check_kind, flatten_tokens
 from ncmonitor._sources import check_first, check_rereadable, check_same, num_classes_of
 from ncmonitor._tensors import as_tensor, check_floating
 from ncmonitor.bank import DEFAULT_BANK_BYTES, Entry, FeatureBank
@@ -90,7 +90,7 @@ def measure_collapse(
         )
 
     arrays = (features, labels, weight, bias, logits)
-    return replace(measure(*arrays), shuffle=while_alive(arrays, measure))
+    return replace(measure(*arrays), shuffle=while_alive(arrays, (0, 4), measure))
 
 
 def collapse_report(
@@ -158,6 +158,8 @@ def measure_batches(
     As :func:`collapse_report`, with choices that have been checked.
     """
     settings = settings or Settings()
+    if weight is None and bias is not None:
+        raise InputError("bias= alone gives no logits: pass weight= with it, or logits=")
     classifier = None if weight is None else Classifier(weight, bias)
     count = num_classes_of(num_classes, classifier, reference)
     settings.check_classes(count)
@@ -197,10 +199,12 @@ def _classes_of(batch: Batch, ignore_index: int) -> int:
     """Return K from the logits, else from the largest label."""
     if len(batch) == 3 and batch[2].ndim > 1:
         return int(batch[2].shape[-1])
-    labels = flatten_tokens(*batch[:2])[1]
+    features, labels = flatten_tokens(*batch[:2])
+    check_device(features, labels)
+    check_kind(labels, len(features))
+    labels = labels.long()
     counted = labels[labels != ignore_index]
-    check_labels(counted, len(counted))
-    return max(2, int(counted.long().max()) + 1) if len(counted) else 2
+    return max(2, int(counted.max()) + 1) if len(counted) else 2
 
 
 def _entries(batches: Iterable[Batch], look: FirstLook) -> Iterator[Entry]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ncmonitor import _tensors
-from ncmonitor._checks import InputError
+from ncmonitor._checks import InputError, is_whole
 from ncmonitor._labels import IGNORE_INDEX, Batch, check_range, clean_batch
 from ncmonitor._tensors import (
     Scratch,
@@ -51,8 +51,18 @@ class ClassMoments:
     def __init__(
         self, num_classes: int, *, scatter: bool = False, ignore_index: int = IGNORE_INDEX
     ) -> None:
+        if not is_whole(num_classes):
+            raise InputError(f"num_classes must be a whole number, but is {num_classes!r}")
         if num_classes < 2:
-            raise InputError(f"num_classes must be at least 2, but is {num_classes}")
+            raise InputError(
+                f"num_classes must be at least 2, but is {num_classes}: neural collapse compares "
+                "classes"
+            )
+        if not is_whole(ignore_index):
+            raise InputError(
+                f"ignore_index must be a whole number, but is {ignore_index!r}; a number that is "
+                "no label, such as -100, leaves nothing out"
+            )
         self.num_classes = num_classes
         self.scatter = scatter
         self.ignore_index = ignore_index
@@ -74,8 +84,7 @@ class ClassMoments:
         Raises:
             InputError: If a label taken in on an accelerator was out of range.
         """
-        low, high = self._extremes.tolist()
-        check_range(low, high, self.num_classes)
+        self._check()
         return self.sums.counts[:-1].clone()
 
     @property
@@ -98,11 +107,13 @@ class ClassMoments:
     @property
     def class_variances(self) -> Tensor:
         """``Ave ‖h − μ_c‖²`` per class (population), ``(K,)`` float64; ``nan`` if never seen."""
+        self._check()
         return self.sums.variances().clamp(min=0.0)
 
     @property
     def feature_norms(self) -> Tensor:
         """``Ave ‖h‖`` per class, ``(K,)`` float64; ``nan`` if never seen."""
+        self._check()
         return (self.sums.lengths / self.sums.counts)[:-1]
 
     @property
@@ -130,6 +141,11 @@ class ClassMoments:
         offsets, counts = self.offsets, self.counts
         weighted = offsets * counts[:, None]
         return (self.sums.outer - offsets.T @ weighted) / counts.sum().clamp(min=1)
+
+    def _check(self) -> None:
+        """Complain about a label that was out of range where looking would have meant waiting."""
+        low, high = self._extremes.tolist()
+        check_range(low, high, self.num_classes)
 
     # -- collecting ------------------------------------------------------------------------------
 

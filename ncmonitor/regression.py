@@ -106,9 +106,10 @@ def _gram_distance(rows: Tensor, labels: Tensor) -> float:
     a, b, c, e, n = own @ roots, own.sum(), roots @ roots, roots.sum(), len(roots)
     stationary = (a * e - b * c) / (a * n - b * e)
     candidates = [torch.zeros(()), roots[0], stationary.clamp(0, float(roots[0]))]
+    rounding = n * torch.finfo(roots.dtype).eps * float(roots.norm())
     distances = []
     for shift in candidates:
         target = (axes * (roots - shift)) @ axes.T
-        if float(target.norm()) > 0:
+        if float(target.norm()) > rounding:  # else g took all there was, and noise is left
             distances.append(float((gram - target / target.norm()).square().sum()))
     return min(distance for distance in distances if not math.isnan(distance))

@@ -69,8 +69,10 @@ class Settings:
 
 def _whole_numbers(values: Sequence[Any]) -> tuple[int, ...]:
     try:
-        return tuple(int(value) for value in values)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"superclasses= must be one whole number per class, got {values!r}"
-        ) from error
+        numbers = tuple(int(value) for value in values)
+        whole = all(number == value for number, value in zip(numbers, values, strict=True))
+    except (TypeError, ValueError, OverflowError):
+        whole = False
+    if not whole:
+        raise InputError(f"superclasses= must be one whole number per class, got {values!r}")
+    return numbers

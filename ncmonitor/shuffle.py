@@ -38,11 +38,17 @@ def relabelled(
     every = torch.cat(list(labels))
     kept = (every < look.moments.num_classes).nonzero().squeeze(1)  # the others are left out
     order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))
-    every[kept] = every[kept[order.to(kept.device)]]
-    parts = torch.split(every, [len(part) for part in labels])
+    shuffled = every.clone()
+    shuffled[kept] = every[kept[order.to(kept.device)]]
+    parts = torch.split(shuffled, [len(part) for part in labels])
 
     def entries() -> Iterator[Entry]:
-        for (features, _, predicted), part in zip(source(), parts, strict=True):
+        for (features, own, predicted), before, part in zip(source(), labels, parts, strict=False):
+            if not torch.equal(own, before):  # of every sample one label, at every reading
+                raise InputError(
+                    "the source gives its samples in another order at each reading, so that no "
+                    "null can be measured: pass a loader without shuffling, or a larger bank_bytes="
+                )
             yield features, part, predicted
 
     for entry in entries():
@@ -51,27 +57,27 @@ def relabelled(
 
 
 def while_alive(
-    arrays: Sequence[Any], measure: Callable[..., CollapseReport]
+    arrays: Sequence[Any], large: Sequence[int], measure: Callable[..., CollapseReport]
 ) -> Callable[[int], CollapseReport]:
     """Return what measures the arrays again, with shuffled labels, while somebody holds them.
 
     A report must not keep its features in memory: a history of reports would hold a data set each.
 
     Args:
-        arrays: What was measured. What is as long as the features, and has columns like them, is
-            remembered weakly; labels and weights are small beside the report's own moments.
+        arrays: What was measured.
+        large: Which of them to remember weakly; the others are small beside the report's own
+            moments.
         measure: Measures them, with ``null_seed=``.
     """
-    length = len(arrays[0])
-    heavy = [getattr(array, "ndim", 0) > 1 and len(array) == length for array in arrays]
     remembered = [
-        _weakly(array) if weak else _strongly(array)
-        for array, weak in zip(arrays, heavy, strict=True)
+        _weakly(array) if i in large and array is not None else _strongly(array)
+        for i, array in enumerate(arrays)
     ]
+    absent = [array is None for array in arrays]
 
     def shuffle(seed: int) -> CollapseReport:
         found = [recall() for recall in remembered]
-        if any(now is None for now, weak in zip(found, heavy, strict=True) if weak):
+        if [array is None for array in found] != absent:
             raise InputError(
                 "the features of this report are gone, and a report does not keep them: call "
                 "null() while they are in memory, or measure with collapse_report(..., "

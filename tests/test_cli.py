@@ -92,7 +92,8 @@ def test_fit_without_a_recipe_says_which_there_are(capsys: pytest.CaptureFixture
     [
         (
             ["fitt"],
-            "unknown command 'fitt', expected one of: recipes, fit, metrics, report; did you mean 'fit'?",
+            "unknown command 'fitt', expected one of: recipes, fit, metrics, report; "
+            "did you mean 'fit'?",
         ),
         (["report", "nowhere"], "but nowhere does not exist"),
         (["report", "."], "but . holds no run"),

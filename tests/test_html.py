@@ -118,7 +118,7 @@ def test_the_page_holds_a_figure_per_panel_and_every_metric_name(page: Page) -> 
     assert page.tags["script"] == 0
     words = set(page.text.split())
     assert {entry.name for entry in METRICS if entry.default} <= words
-    assert SHOWN <= words
+    assert words >= SHOWN
     asked_for = {entry.name for entry in METRICS if not entry.default}
     assert not asked_for & words
 
@@ -256,7 +256,7 @@ def test_every_string_of_a_run_is_escaped(tmp_path: Path) -> None:
 def test_a_run_json_of_any_shape_has_a_report(run: object, tmp_path: Path) -> None:
     page = read(make_run(tmp_path / "run", collapse_rows(range(3)), run))
     assert "not recorded" in page.text
-    assert SHOWN <= set(page.text.split())
+    assert set(page.text.split()) >= SHOWN
 
 
 DEGENERATE = {
@@ -275,7 +275,7 @@ DEGENERATE = {
 def test_a_degenerate_history_has_a_report(case: str, tmp_path: Path) -> None:
     page = read(make_run(tmp_path / "run", DEGENERATE[case]))
     assert page.tags["figure"] == len(PANELS)
-    assert SHOWN <= set(page.text.split())
+    assert set(page.text.split()) >= SHOWN
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_the_number_of_classes_is_found_among_the_labels_that_count() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16], ids=str)
 def test_labels_of_every_integer_type_name_the_same_classes(dtype: torch.dtype) -> None:
-    # BUG for uint8: 156 is read as −100 and left out when the classes are counted.
+    # In uint8, 156 and −100 are one number.
     labels = torch.arange(157).repeat(2)
     features = torch.randn(314, 5, generator=seeded(0))
     assert measure_collapse(features, labels.to(dtype)).moments.num_classes == 157
@@ -201,7 +201,7 @@ def test_what_cannot_be_measured_is_refused_with_what_to_do(name: str) -> None:
 
 
 def test_one_hot_labels_are_told_apart_from_real_ones_without_a_classifier_too() -> None:
-    # BUG: says "must be integers ... (labels.long())", which is wrong advice for one-hot labels.
+    # labels.long() would be wrong advice for one-hot labels.
     with pytest.raises(InputError, match=r"one-hot and soft labels have .* labels\.argmax\(1\)"):
         measure_collapse(X, torch.eye(10)[Y])
 
@@ -251,8 +251,7 @@ def test_ignored_samples_that_stay_in_the_batch_change_nothing(
 def test_what_ignored_samples_hold_does_not_matter(
     value: float, accelerator: Callable[[], None]
 ) -> None:
-    # BUG: a padding row that is not finite makes the moments so; one that is large and comes first
-    # is the origin of the logits, which lose their digits to it.
+    # Padding that is not finite must not reach the sums, and a large one not the logits' origin.
     labels = ignoring(Y)
     features = X.masked_fill((labels == -100)[:, None], value)
     before = measure_collapse(features, labels, W, B, metrics="all")
@@ -265,7 +264,7 @@ def test_what_ignored_samples_hold_does_not_matter(
 def test_padding_that_is_not_finite_leaves_the_scatter_alone(
     accelerator: Callable[[], None],
 ) -> None:
-    # BUG: 0 · nan is nan.
+    # 0 · nan is nan: weighing such rows with 0 is not enough.
     accelerator()
     labels = ignoring(Y)
     features = X.masked_fill((labels == -100)[:, None], math.nan)
@@ -315,7 +314,7 @@ def test_a_label_out_of_range_is_reported_when_the_moments_are_read(
 def test_no_reading_of_moments_is_silent_about_a_label_out_of_range(
     name: str, accelerator: Callable[[], None]
 ) -> None:
-    # BUG: only counts (and what reads it) checks; these leave the sample out without a word.
+    # Whatever is read first has to say so.
     accelerator()
     moments = ClassMoments(10).update(X, torch.where(torch.arange(500) == 123, 10, Y))
     with pytest.raises(InputError, match=r"must lie in \[0, 10\), but one is 10"):
@@ -453,8 +452,8 @@ def test_regression_is_nan_where_the_twin_says(
 
 
 def test_white_targets_have_the_identity_for_a_covariance() -> None:
-    # BUG: at γ = λ_min the rest of Σ^½ is rounding; scaled to norm one it is any direction, and W
-    # of rank 1 may lie in it: nrc3 is then near 0, where it is 2 − √2.
+    # At γ = λ_min the rest of Σ^½ is rounding; scaled to norm one it would be any direction, and W
+    # of rank 1 may lie in it: near 0 instead of 2 − √2.
     for seed in range(20):
         targets = normal(50, 2, seed=seed)
         targets -= targets.mean(0)

@@ -32,10 +32,12 @@ LOOSE: dict[str, dict[str, float]] = {
     # Two class means 1e-8 apart: their difference has 8 of float64's 16 digits, and so has NC1.
     "near_duplicates_float64": {
         "nc1": 1e-7,
+        "nc1_cdnv": 1e-7,
         "vci": 1e-7,
         "separation_fuzziness": 1e-7,
         "gnc2_log_energy": 1e-8,
         "mse_l_perp": 1e-8,
+        "mse_l_nc23": 1e-7,
     },
 }
 

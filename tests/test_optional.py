@@ -236,7 +236,6 @@ def test_superclasses_that_do_not_fit_are_refused() -> None:
 
 @pytest.mark.parametrize("wrong", [0.5, math.inf], ids=str)
 def test_superclasses_that_are_no_whole_numbers_are_refused(wrong: float) -> None:
-    # BUG: 0.5 is cut to 0 in silence; inf leaves as an OverflowError.
     with pytest.raises(InputError, match="must be one whole number per class"):
         fast(BY_NAME["noisy"], superclasses=[wrong] + [0] * 9)
 
@@ -370,7 +369,6 @@ def test_what_nobody_knows_is_refused_with_what_is_close(choice: Any, message: s
 
 @pytest.mark.parametrize("choice", [None, 5])
 def test_what_is_no_choice_at_all_is_refused_in_words(choice: Any) -> None:
-    # BUG: leaves as a TypeError about iteration.
     with pytest.raises(InputError, match="metrics= takes"):
         fast(BY_NAME["noisy"], metrics=choice)
 
