@@ -17,9 +17,9 @@ from unittest import mock
 #: "other"; a function called inside another counts for its own stage only.
 STAGES: Final[dict[str, tuple[str, ...]]] = {
     "first look": ("ncmonitor.looks:FirstLook.update",),
-    "geometry": ("ncmonitor.geometry:Frame.of",),
-    "second look": ("ncmonitor.looks:Centres.__init__", "ncmonitor.looks:SecondLook.update"),
-    "metrics": ("ncmonitor.measure:measured_values",),
+    "geometry": ("ncmonitor.evaluate:shape_of",),
+    "second look": ("ncmonitor.centres:Centres.__init__", "ncmonitor.looks:SecondLook.update"),
+    "metrics": ("ncmonitor.evaluate:shape_values",),
 }
 OTHER: Final = "other"
 

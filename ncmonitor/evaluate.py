@@ -46,15 +46,15 @@ def evaluate(
     names = applicable(settings.names, classifier=classifier, decisions=first.decides)
     shape = shape_of(first, settings)
     alone = len(shape.counts) < 2
-    values = dict.fromkeys(names, math.nan)
-    values |= {n: SHAPE[n](shape) for n in names if n in SHAPE and _defined(n, alone=alone)}
+    defined = [name for name in names if _defined(name, alone=alone)]
+    values = dict.fromkeys(names, math.nan) | shape_values(defined, shape)
     rest = _Rest(first, shape, settings)
     del shape  # many classes leave no room for it beside the second look
     second = rest.look(reference)
     for entry in entries:
         second.update(*entry)
     result = rest.spread(second)
-    values |= {n: SPREAD[n](result) for n in names if n in SPREAD and _defined(n, alone=alone)}
+    values |= {name: SPREAD[name](result) for name in defined if name in SPREAD}
     per_class = torch.full((first.moments.num_classes,), torch.nan, dtype=torch.float64)
     if not result.undefined:
         per_class[second.own.present.cpu()] = result.whitened
@@ -67,6 +67,11 @@ def evaluate(
         convention=settings.convention.name,
         vectors={"nc1_per_class": per_class} if "nc1_per_class" in names else {},
     )
+
+
+def shape_values(names: Iterable[str], shape: Shape) -> dict[str, float]:
+    """Compute those of the metrics that the geometry decides."""
+    return {name: SHAPE[name](shape) for name in names if name in SHAPE}
 
 
 def _defined(name: str, *, alone: bool) -> bool:

@@ -33,6 +33,7 @@ LOOSE: dict[str, dict[str, float]] = {
     "near_duplicates_float64": {
         "nc1": 1e-7,
         "nc1_cdnv": 1e-7,
+        "nc1_cdnv_directional": 1e-7,
         "vci": 1e-7,
         "separation_fuzziness": 1e-7,
         "gnc2_log_energy": 1e-8,
