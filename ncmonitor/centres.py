@@ -56,15 +56,20 @@ class Centres:
         self.basis = basis.to(references)
         self.coordinates = references.new_empty(len(present), span.rank)
         squares = torch.empty(len(present), dtype=torch.float64)
-        exact = []  # in float64, where a table of distances is made from them
+        table = len(present) <= TABLE_CLASSES
+        exact = torch.empty(len(present) if table else 0, span.rank, dtype=torch.float64)
         for start in range(0, len(present), geometry.BLOCK_ROWS):
             part = slice(start, start + geometry.BLOCK_ROWS)
-            inside = centre.means(moments, present[part]) @ basis
+            if span.coordinates is None:
+                inside = centre.means(moments, present[part]) @ basis
+            else:
+                inside = span.coordinates[part] / self.unit
             self.coordinates[part] = inside.to(references)
             squares[part] = inside.square().sum(1)
-            exact += [inside] if len(present) <= TABLE_CLASSES else []
-        halves = _square_distances(torch.cat(exact), squares) if exact else squares
-        self._half_squares = (halves / 2).to(references)  # ½‖a_c − a_c′‖², or ½‖a_c‖²
+            if table:
+                exact[part] = inside
+        halves = _square_distances(exact, squares) if table else squares
+        self._minus_halves = (halves / -2).to(references)  # −½‖a_c − a_c′‖², or −½‖a_c‖²
         # Position of every class among the present ones. An absent class (train lacks it, this
         # split has it) borrows the first: any centre will do to measure distances from.
         self.position = torch.zeros(moments.num_classes + 1, dtype=torch.int64, device=self.device)
@@ -105,12 +110,11 @@ class Centres:
         """
         shape, dtype = (len(projected), len(self.present)), projected.dtype
         out = self._scratch.get("scores", projected, *shape, dtype=dtype)
-        if self._half_squares.ndim == 1:
+        if self._minus_halves.ndim == 1:
             about_mean = projected + self.coordinates[position]
-            return torch.mm(about_mean, self.coordinates.T, out=out).sub_(self._half_squares)
-        table = self._scratch.get("table", projected, *shape, dtype=dtype)
-        torch.index_select(self._half_squares, 0, position, out=table)
-        return torch.mm(projected, self.coordinates.T, out=out).sub_(table)
+            return torch.addmm(self._minus_halves, about_mean, self.coordinates.T, out=out)
+        torch.index_select(self._minus_halves, 0, position, out=out)
+        return out.addmm_(projected, self.coordinates.T)
 
 
 def _square_distances(coordinates: Tensor, squares: Tensor) -> Tensor:

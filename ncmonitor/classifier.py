@@ -80,4 +80,4 @@ class Scorer:
         """Write the logits of ``(N, d)`` features to ``out``, ``(N, K)``, and return it."""
         about = scratch.get("about", out, *features.shape, dtype=out.dtype)
         torch.sub(features, self._origin, out=about)
-        return torch.mm(about, self._weight.T, out=out).add_(self._constant)
+        return torch.addmm(self._constant, about, self._weight.T, out=out)

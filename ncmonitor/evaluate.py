@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -156,8 +157,9 @@ def mean_frame(moments: ClassMoments, present: Tensor) -> tuple[Frame, Span, Ten
     resolution = unit * math.sqrt(float(square_norms.mean()))
     vectors = Vectors(rows)
     mean = vectors.sum / len(vectors)
-    span = Span.of(vectors.minus(mean), resolution)
-    return Frame(vectors, mean, span.singular_values, resolution), span, origin
+    centred = vectors.minus(mean)
+    span = Span.of(centred, resolution)
+    return Frame(vectors, mean, centred, span.singular_values, resolution), span, origin
 
 
 def _weighted_sum(vectors: Vectors, weights: Tensor) -> Tensor:
@@ -166,7 +168,8 @@ def _weighted_sum(vectors: Vectors, weights: Tensor) -> Tensor:
 
 def _weighted_span(centred: Vectors, counts: Tensor, resolution: float) -> Span:
     """Return the span of means about the sample mean, class c weighing n_c/N in Σ_B."""
-    return Span.of(centred.scaled((len(counts) * counts / counts.sum()).sqrt()), resolution)
+    span = Span.of(centred.scaled((len(counts) * counts / counts.sum()).sqrt()), resolution)
+    return replace(span, coordinates=None)  # they are of the weighted means
 
 
 # -- the second look -------------------------------------------------------------------------------

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 #: Rows handled at once; neither K x K nor a second K x d in float64 is ever formed.
-BLOCK_ROWS = 1024
+BLOCK_ROWS = 256
+#: Up to so many classes the Gram matrix of all pairs is kept: 32 MiB in float64.
+GRAM_CLASSES = 2048
+#: Smallest over largest singular value from which on a Gram matrix tells both.
+FLAT = 0.05
 
 
 @dataclass(frozen=True)
@@ -25,12 +29,14 @@ class Vectors:
         origin: What is subtracted, ``(d,)`` float64; ``None`` for nothing.
         scale: Factor of each vector, ``(K,)`` float64; ``None`` for one.
         shift: What is subtracted after scaling, ``(d,)`` float64; ``None`` for nothing.
+        unscaled: The same vectors before scaling, whose Gram matrix may be known.
     """
 
     rows: Tensor
     origin: Tensor | None = None
     scale: Tensor | None = None
     shift: Tensor | None = None
+    unscaled: Vectors | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         """Return K."""
@@ -76,10 +82,18 @@ class Vectors:
         """Sum of all, ``(d,)``."""
         return torch.stack([block.sum(0) for _, block in self.blocks()]).sum(0)
 
+    @cached_property
+    def gram(self) -> Tensor:
+        """Inner products of all pairs, ``(K, K)``; for K ≤ :data:`GRAM_CLASSES`."""
+        if self.unscaled is not None and self.scale is not None and self.shift is None:
+            return self.unscaled.gram * self.scale * self.scale[:, None]
+        whole = self.all()
+        return whole @ whole.T
+
     def scaled(self, factors: Tensor) -> Vectors:
         """Return each vector times its factor, ``(K,)``; for vectors not scaled yet."""
         assert self.scale is None
-        return replace(self, scale=factors)
+        return replace(self, scale=factors, unscaled=self)
 
     def unit(self) -> Vectors:
         """Return the same directions with length one; ``nan`` where the length is zero."""
@@ -87,9 +101,9 @@ class Vectors:
 
     def minus(self, vector: Tensor) -> Vectors:
         """Return the vectors less a common one, ``(d,)``."""
-        name = "origin" if self.scale is None else "shift"
-        before: Tensor | None = getattr(self, name)
-        return replace(self, **{name: vector if before is None else before + vector})
+        if self.scale is None:
+            return replace(self, origin=vector if self.origin is None else self.origin + vector)
+        return replace(self, shift=vector if self.shift is None else self.shift + vector)
 
 
 @dataclass(frozen=True)
@@ -100,10 +114,12 @@ class Span:
         singular_values: Descending, ``(K − 1,)``, zeros included; squared and over K, they are the
             eigenvalues of Σ_B.
         basis: Orthonormal directions of the resolved ones, ``(d, rank)``.
+        coordinates: The vectors along them, ``(K, rank)``, where they came with the spectrum.
     """
 
     singular_values: Tensor
     basis: Tensor
+    coordinates: Tensor | None = None
 
     @classmethod
     def of(cls, centred: Vectors, resolution: float) -> Span:
@@ -114,8 +130,10 @@ class Span:
                 weight p_c in Σ_B.
             resolution: Rounding of the features.
         """
-        values, directions = _spectrum(centred)
-        return cls(values, directions[:, : resolved_rank(values, centred, resolution)])
+        values, directions, coordinates = _spectrum(centred)
+        rank = resolved_rank(values, centred, resolution)
+        kept = None if coordinates is None else coordinates[:, :rank]
+        return cls(values, directions[:, :rank], kept)
 
     @property
     def rank(self) -> int:
@@ -138,12 +156,14 @@ class Frame:
     Attributes:
         vectors: The vectors; class means are given relative to some common point.
         mean: Their plain mean, ``(d,)``.
+        centred: The vectors minus their mean.
         singular_values: Of the vectors minus their mean, descending, ``(K − 1,)``, zeros included.
         resolution: Length below which a centred vector is rounding of the data.
     """
 
     vectors: Vectors
     mean: Tensor
+    centred: Vectors
     singular_values: Tensor
     resolution: float = 0.0
 
@@ -152,13 +172,8 @@ class Frame:
         """Build the frame of K ≥ 2 vectors."""
         vectors = rows if isinstance(rows, Vectors) else Vectors(rows.detach().cpu())
         mean = vectors.sum / len(vectors)
-        values = torch.linalg.svdvals(_factor(vectors.minus(mean)))
-        return cls(vectors, mean, _padded(values, len(vectors)))
-
-    @cached_property
-    def centred(self) -> Vectors:
-        """The vectors minus their mean."""
-        return self.vectors.minus(self.mean)
+        centred = vectors.minus(mean)
+        return cls(vectors, mean, centred, _singular_values(centred))
 
     @cached_property
     def degenerate(self) -> int:
@@ -206,28 +221,71 @@ def resolved_rank(values: Tensor, vectors: Vectors, resolution: float) -> int:
     return min(int(((values > floor) & (values > resolution)).sum()), vectors.dim)
 
 
-def _spectrum(vectors: Vectors) -> tuple[Tensor, Tensor]:
-    """Return singular values ``(K − 1,)`` and right singular vectors ``(d, m)``.
+def _spectrum(vectors: Vectors) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return singular values ``(K − 1,)``, right singular vectors ``(d, m)``, m ≤ min(K − 1, d).
 
-    The vectors themselves are decomposed, never their Gram matrix, which would halve the digits.
+    Where they are at hand, also the vectors along them, ``(K, m)``.
+
+    From the Gram matrix of the smaller side where its spectrum is flat enough to keep the digits;
+    else the vectors themselves are decomposed.
     """
-    if vectors.dim > len(vectors):
+    wide = vectors.dim >= len(vectors)
+    values, axes = torch.linalg.eigh(_gram(vectors))
+    found = _roots(values, len(vectors))
+    if found is not None:
+        axes = axes.flip(1)[:, : len(found)]
+        if not wide:
+            return _padded(found, len(vectors)), axes, None
+        # From the side of the classes to that of the features.
+        directions = vectors.all().T @ (axes / found)
+        return _padded(found, len(vectors)), directions, axes * found
+    if wide:
         basis, factor = torch.linalg.qr(vectors.all().T)
         left, values, _ = torch.linalg.svd(factor, full_matrices=False)
-        directions = basis @ left
+        axes = basis @ left
     else:
         _, values, right = torch.linalg.svd(_factor(vectors), full_matrices=False)
-        directions = right.T
-    return _padded(values, len(vectors)), directions
+        axes = right.T
+    return _padded(values, len(vectors)), axes, None
+
+
+def _singular_values(vectors: Vectors) -> Tensor:
+    """Return the singular values alone, ``(K − 1,)``."""
+    found = _roots(torch.linalg.eigvalsh(_gram(vectors)), len(vectors))
+    if found is None:
+        found = torch.linalg.svdvals(_factor(vectors))
+    return _padded(found, len(vectors))
+
+
+def _gram(vectors: Vectors) -> Tensor:
+    """Return the Gram matrix of the smaller side, K × K or d × d."""
+    if vectors.dim >= len(vectors):
+        return vectors.gram
+    total = torch.zeros(vectors.dim, vectors.dim, dtype=torch.float64)
+    for _, block in vectors.blocks():
+        total.addmm_(block.T, block)
+    return total
+
+
+def _roots(eigenvalues: Tensor, count: int) -> Tensor | None:
+    """Return singular values from ascending eigenvalues of a Gram matrix, if they are exact.
+
+    Its eigenvalues carry an error of ``eps λ_1``; relative to the smallest that is ``eps / FLAT²``,
+    5e-14. One of K centred vectors' eigenvalues is 0 and left out.
+    """
+    kept = eigenvalues.flip(0)[: min(count - 1, len(eigenvalues))]
+    if not len(kept) or not float(kept[-1]) > FLAT**2 * float(kept[0]):
+        return None
+    return kept.sqrt()
 
 
 def _factor(vectors: Vectors) -> Tensor:
-    """Return the triangular factor of the vectors (of their transpose for d > K).
+    """Return the triangular factor of the vectors (of their transpose for d ≥ K).
 
-    It has their singular values and, for K ≥ d, their right singular vectors. By blocks of rows:
+    It has their singular values and, for K > d, their right singular vectors. By blocks of rows:
     for K far above d neither the vectors in float64 nor an orthogonal factor is ever held.
     """
-    if vectors.dim > len(vectors):
+    if vectors.dim >= len(vectors):
         right: Tensor = torch.linalg.qr(vectors.all().T, mode="r").R
         return right
     factor = vectors.take(slice(0, 0))

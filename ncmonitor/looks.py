@@ -29,17 +29,23 @@ def score_rows(num_classes: int, dim: int) -> int:
     return min(_tensors.block_rows(dim), max(64, SCORE_ELEMENTS // num_classes))
 
 
-def cross_entropy_(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy per sample, ``(N,)`` float64, with full relative precision near 0; in place.
+def decide_(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return predictions and cross-entropies, ``(N,)`` int64 and float64; spends the logits.
 
-    ``−log softmax(z)_y = softplus(logsumexp_{j≠y}(z_j − z_y))``: deep in the terminal phase the
-    usual form ends in ``1 − 1`` and reads 0 or a multiple of the rounding unit.
+    ``−log softmax(z)_y = softplus(logsumexp_{j≠y} z_j − z_y)`` has full relative precision near 0:
+    deep in the terminal phase the usual form ends in ``1 − 1`` and reads 0 or a multiple of the
+    rounding unit.
     """
-    logits.sub_(logits.gather(1, labels[:, None]))
+    own = logits.gather(1, labels[:, None])
     logits.scatter_(1, labels[:, None], -torch.inf)
-    top = logits.amax(1, keepdim=True)
-    rest = logits.sub_(top).exp_().sum(1).double().log_().add_(top.squeeze(1))
-    return functional.softplus(rest)
+    top, other = logits.max(1, keepdim=True)
+    tied = (own == top).squeeze(1) & (labels < other.squeeze(1))  # the first of equals, as argmax
+    right = (own > top).squeeze(1) | tied
+    predicted = torch.where(right, labels, other.squeeze(1))
+    # Nothing beside exp(0) = 1; but denormal numbers, the other name of nothing, take far longer.
+    rest = logits.sub_(top).clamp_(min=-80).exp_().sum(1).double().log_()
+    gap = top.double() - own.double()
+    return predicted, functional.softplus(rest.add_(gap.squeeze(1)))
 
 
 class FirstLook:
@@ -110,9 +116,8 @@ class FirstLook:
 
     def _count(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Count errors and loss of a block of logits, which is spent; return the predictions."""
-        predicted, device = scores.argmax(1), scores.device
-        counted = labels < self.moments.num_classes
-        loss = cross_entropy_(scores, labels.clamp(max=scores.shape[1] - 1))
+        device, counted = scores.device, labels < self.moments.num_classes
+        predicted, loss = decide_(scores, labels.clamp(max=scores.shape[1] - 1))
         wrong = (predicted != labels) & counted
         # Sums stay where the data is: no synchronisation per batch.
         self._wrong = self._wrong.to(device) + wrong.sum()

@@ -73,10 +73,12 @@ def tiles(vectors: Vectors) -> Iterator[Tile]:
     if count > PAIR_CLASSES:
         yield from _sampled(vectors)
         return
-    whole, labels = vectors.all(), torch.arange(count)
+    labels, known = torch.arange(count), count <= geometry.GRAM_CLASSES
+    whole = None if known else vectors.all()
     for start in range(0, count, geometry.BLOCK_ROWS):
         part = slice(start, start + geometry.BLOCK_ROWS)
-        yield Tile(vectors, labels[part, None], labels[None], whole[part] @ whole.T)
+        inner = vectors.gram[part] if whole is None else whole[part] @ whole.T
+        yield Tile(vectors, labels[part, None], labels[None], inner)
 
 
 def _sampled(vectors: Vectors) -> Iterator[Tile]:
@@ -85,7 +87,7 @@ def _sampled(vectors: Vectors) -> Iterator[Tile]:
     first = torch.randint(count, (SAMPLED_PAIRS,), generator=generator)
     step = torch.randint(1, count, (SAMPLED_PAIRS,), generator=generator)
     second = (first + step) % count  # never the same class
-    size = geometry.BLOCK_ROWS
+    size = 4 * geometry.BLOCK_ROWS
     for one, two in zip(torch.split(first, size), torch.split(second, size), strict=True):
         inner = (vectors.take(one) * vectors.take(two)).sum(1)
         yield Tile(vectors, one, two, inner)

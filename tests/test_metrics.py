@@ -37,6 +37,7 @@ LOOSE: dict[str, dict[str, float]] = {
         "vci": 1e-7,
         "separation_fuzziness": 1e-7,
         "gnc2_log_energy": 1e-8,
+        "mse_l_nc1": 1e-7,
         "mse_l_perp": 1e-8,
         "mse_l_nc23": 1e-7,
     },

@@ -168,7 +168,7 @@ def logit_breaking(classes: Vectors, weight: Vectors, constant: Tensor) -> float
     on = float(diagonal.mean())
     off = -on / (count - 1)
     residual = total = 0.0
-    for part in torch.split(columns, max(1, geometry.BLOCK_ROWS * 1024 // count)):
+    for part in torch.split(columns, max(1, geometry.BLOCK_ROWS * 4096 // count)):
         logits = torch.cat([rows @ classes.take(part).T for _, rows in weight.blocks()])
         logits += constant[:, None]
         total += float(logits.square().sum())
