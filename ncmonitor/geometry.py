@@ -49,11 +49,12 @@ class Vectors:
 
     def take(self, index: Tensor | slice) -> Tensor:
         """Return some of the vectors, ``(n, d)`` float64."""
-        block = self.rows[index].double()
-        if self.origin is not None:
-            block = block - self.origin
+        rows = self.rows[index]
+        # A copy, so that the rest can be done in place: fresh pages cost more than sums.
+        block = rows.double() if self.origin is None else rows - self.origin
         if self.scale is not None:
-            block = block * self.scale[index][:, None]
+            factors = self.scale[index][:, None]
+            block = block * factors if self.origin is None else block.mul_(factors)
         return block if self.shift is None else block - self.shift
 
     def all(self) -> Tensor:
