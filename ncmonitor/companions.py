@@ -85,7 +85,7 @@ class Fuzziness:
     def absorb(self, block: Block) -> None:
         """Take in a block."""
         squares = (block.projected @ self._turn).square_().sum(1, dtype=torch.float64)
-        self._sum += squares[block.labels < self._classes].sum()
+        self._sum += torch.where(block.labels < self._classes, squares, 0.0).sum()
 
     @property
     def value(self) -> float:
@@ -164,12 +164,14 @@ class Margin:
             for side in pair.unbind(1)
         )
         margin = ((two - one).abs() / (two + one)).nan_to_num(nan=0.0)  # 0/0: both at the sample
-        self._values.append(margin[labels < centres.moments.num_classes])
+        counted = labels < centres.moments.num_classes
+        self._values.append(torch.where(counted, margin, torch.nan))
 
     @property
     def median(self) -> float:
         """The median; ``nan`` without a second class mean."""
         if not self._values:
             return math.nan
-        values = torch.cat(self._values).sort().values
+        values = torch.cat(self._values)
+        values = values[~values.isnan()].sort().values
         return float(values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
