@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -24,6 +26,8 @@ from ncmonitor.moments import ClassMoments
 from ncmonitor.report import CollapseReport
 from ncmonitor.settings import Settings
 
+#: NC1 below which it is the rounding of the features, for features with common mean and signal.
+NC1_FLOORS: Final = {torch.bfloat16: 1e-6, torch.float16: 1e-8}
 _LOSS = ("mse_l_nc1", "mse_l_nc23", "mse_l_perp", "central_path_dist")
 _SECOND_MOMENTS = ("vci", "entropy_rank_total", "numerical_rank", *_LOSS)
 _NEED_MEANS = (*_SECOND_MOMENTS, "nc1_cdnv_directional", "separation_fuzziness")
@@ -56,6 +60,7 @@ def evaluate(
         second.update(*entry)
     result = rest.spread(second)
     values |= {name: SPREAD[name](result) for name in defined if name in SPREAD}
+    _warn_below_floor(values.get("nc1", math.nan), first.moments.feature_dtype)
     per_class = torch.full((first.moments.num_classes,), torch.nan, dtype=torch.float64)
     if not result.undefined:
         per_class[second.own.present.cpu()] = result.whitened
@@ -68,6 +73,17 @@ def evaluate(
         convention=settings.convention.name,
         vectors={"nc1_per_class": per_class} if "nc1_per_class" in names else {},
     )
+
+
+def _warn_below_floor(nc1: float, dtype: torch.dtype | None) -> None:
+    floor = NC1_FLOORS.get(dtype, 0.0) if dtype is not None else 0.0
+    if 0 <= nc1 < floor:
+        name = str(dtype).removeprefix("torch.")
+        warnings.warn(
+            f"nc1 has fallen below {floor:g}, where the rounding of {name} features decides it: "
+            "give float32 features, or train with precision='32-true', to see further down",
+            stacklevel=2,  # the same words every time: Python shows them once
+        )
 
 
 def shape_values(names: Iterable[str], shape: Shape) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -340,9 +341,15 @@ def test_half_precision_puts_a_floor_under_nc1(
     true = fast(case)["nc1"]
     ranges = {torch.bfloat16: (8, bfloat16), torch.float16: (11, float16)}
     for dtype, (significand, (low, high)) in ranges.items():
-        got = fast(case, features=case.features.to(dtype))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            got = fast(case, features=case.features.to(dtype))
         assert got["feature_dtype"] == significand
         assert low < got["nc1"] / true < high
+        floor = {torch.bfloat16: 1e-6, torch.float16: 1e-8}[dtype]
+        assert [f"below {floor:g}" in str(w.message) for w in caught] == [True] * (
+            got["nc1"] < floor
+        )
 
 
 # -- more classes than pairs can be visited --------------------------------------------------------

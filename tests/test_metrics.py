@@ -124,6 +124,7 @@ def test_given_logits_win_over_the_classifier() -> None:
     assert got["nc4_disagreement"] == pytest.approx(0.9)
 
 
+@pytest.mark.filterwarnings("ignore:nc1 has fallen below")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["noisy", "collapsed_1e-03", "near_duplicates", "relu"])
 def test_half_precision_features_are_read_as_the_numbers_they_are(
