@@ -12,7 +12,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from ncmonitor._checks import InputError, MeasurementError
+from ncmonitor._checks import InputError, MeasurementError, check_whole
 from ncmonitor._labels import IGNORE_INDEX
 from ncmonitor.bank import DEFAULT_BANK_BYTES
 from ncmonitor.callbacks._base import Base
@@ -137,6 +137,9 @@ class NeuralCollapse(Base):
         self._given_dir = None if run_dir is None else Path(run_dir)
         self._run_dir = self._given_dir
         self.report: CollapseReport | None = None
+        check_whole("bank_bytes", bank_bytes)
+        if null_seed is not None:
+            check_whole("null_seed", null_seed)
         self._options = Options(
             classifier=classifier,
             num_classes=num_classes,
@@ -146,7 +149,7 @@ class NeuralCollapse(Base):
             forward=forward,
             bank_bytes=bank_bytes,
             settings=Settings.of(metrics, convention, superclasses, ridge, ignore_index),
-            null_seed=null_seed,
+            null_seed=None if null_seed is None else int(null_seed),
         )
         self._ledger = Ledger(tpt_accuracy)
         self._measured: dict[str, torch.Tensor] = {}
@@ -260,11 +263,21 @@ class NeuralCollapse(Base):
 
     def state_dict(self) -> dict[str, Any]:
         """Return history and clocks as plain values, which load with ``weights_only=True``."""
-        return self._ledger.state_dict()
+        settings = self._options.settings
+        how = {"convention": settings.convention.name, "ridge": settings.ridge}
+        return self._ledger.state_dict() | {"how": how}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue history and clocks where a checkpoint left them."""
         self._ledger.load_state_dict(state_dict)
+        before = state_dict.get("how", {}).get("convention")
+        now = self._options.settings.convention.name
+        if before not in (None, now):
+            warnings.warn(
+                f"the history so far has convention={before!r}, from here on it has {now!r}: "
+                "its numbers do not compare",
+                stacklevel=2,
+            )
 
     # -- the work ----------------------------------------------------------------------------------
 
@@ -305,9 +318,8 @@ class NeuralCollapse(Base):
         position = len(self._ledger.epochs)
         rows = [self._row(*each, epoch) for each in self._loaders(epoch).items()]
         if self._options.null_seed is not None:
-            null = None if self.report is None else self.report.null(self._options.null_seed)
             step = self._measurement.trainer.global_step
-            rows.append(self._ledger.row(epoch, step, NULL_SPLIT, null, 0.0))
+            rows.append(self._ledger.row(epoch, step, NULL_SPLIT, self._null(epoch), 0.0))
         self._ledger.rows += rows
         self._log.append(rows)
         if self.verbose:
@@ -351,6 +363,15 @@ class NeuralCollapse(Base):
             return report
         except Exception as error:
             self._excuse(split, epoch, error)
+            return None
+
+    def _null(self, epoch: int) -> CollapseReport | None:
+        """Return the report of the shuffled labels, measured with that of the training set."""
+        assert self._options.null_seed is not None
+        try:
+            return None if self.report is None else self.report.null(self._options.null_seed)
+        except Exception as error:
+            self._excuse(NULL_SPLIT, epoch, error)
             return None
 
     def _excuse(self, split: str, epoch: int, error: Exception) -> None:

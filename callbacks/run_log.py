@@ -80,7 +80,7 @@ class RunLog:
             "measurement": dict(measurement),
         }
         try:
-            keep_previous(self.run_dir, rows, self._columns)
+            keep_previous(self.run_dir, rows)
             start_history(self.run_dir, rows, self._columns)
             write_run(self.run_dir, self._facts)
         except OSError as error:

@@ -73,6 +73,7 @@ def _explained(quantity: Quantity) -> str:
         "cost": quantity.cost,
         "needs": _NEEDS[quantity.needs],
         "value": "one number per class" if quantity.vector else "one number",
+        "weighting": "as convention= says" if quantity.conventions else "",
         "group": quantity.group,
         "measured": "always" if always else f'with metrics=["{quantity.name}"]',
         "label": quantity.label,

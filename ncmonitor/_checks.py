@@ -23,6 +23,12 @@ def is_whole(value: object) -> bool:
     return isinstance(value, Integral)
 
 
+def check_whole(name: str, value: object) -> None:
+    """Raise :class:`InputError` unless a setting is a whole number that 64 bits hold."""
+    if not is_whole(value) or isinstance(value, bool) or not -(2**63) <= int(value) < 2**63:  # type: ignore[call-overload]
+        raise InputError(f"{name}= must be a whole number, got {value!r}")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean ...?"`` for the closest known names, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)

@@ -48,6 +48,8 @@ def check_first(first: FirstLook, reference: ClassMoments | None) -> None:
         return
     if not bool(reference.counts.any()):
         raise InputError("reference holds no sample: update it with the training features first")
+    if not reference.finite:
+        raise MeasurementError("the class means of reference= are not finite (nan or inf)")
     expected = (reference.num_classes, reference.dim)
     got = (first.moments.num_classes, first.moments.dim)
     if expected != got:

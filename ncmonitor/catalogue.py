@@ -37,6 +37,7 @@ class Quantity:
         needs: What it cannot do without, beside features and labels.
         once: Depends on the classifier's weights alone; logged once, under ``train``.
         vector: One number per class.
+        conventions: Follows ``convention=``; the others weigh classes equally whatever it says.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Quantity:
     needs: Literal["", "classifier", "decisions", "targets"] = ""
     once: bool = False
     vector: bool = False
+    conventions: bool = False
 
 
 def _read() -> dict[str, Quantity]:

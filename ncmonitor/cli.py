@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -56,7 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"unknown command {words[0]!r}, expected one of: {', '.join(_COMMANDS)}"
                 f"{nearest(words[0], _COMMANDS)}"
             )
-        return _COMMANDS[words[0]].run(words[1:])
+        status = _COMMANDS[words[0]].run(words[1:])
+        sys.stdout.flush()  # a closed pipe should be noticed here, not at exit
+        return status
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except InputError as error:
         sys.stdout.flush()  # what was printed before comes before
         print(f"ncmonitor: error: {error}", file=sys.stderr)

@@ -116,9 +116,8 @@ class Directional:
             draw = torch.Generator().manual_seed(0)  # its own: the same at every measurement
             columns = torch.randperm(count, generator=draw)[: PAIR_CLASSES**2 // count]
         self._others = self._own[columns.to(device)]
-        distances = torch.stack(
-            [(self._others - mean).square().sum(1) for mean in self._own]
-        )  # (K, m), by differences
+        exact = "donot_use_mm_for_euclid_dist"  # by differences: means may nearly coincide
+        distances = torch.cdist(self._own, self._others, compute_mode=exact).square()  # (K, m)
         self._weights = distances.masked_fill(
             distances <= (resolution / centres.unit) ** 2, math.nan
         ).pow_(-2)

@@ -63,7 +63,8 @@ def evaluate(
     _warn_below_floor(values.get("nc1", math.nan), first.moments.feature_dtype)
     per_class = torch.full((first.moments.num_classes,), torch.nan, dtype=torch.float64)
     if not result.undefined:
-        per_class[second.own.present.cpu()] = result.whitened
+        factor = len(result.counts) if settings.convention.nc1_times_k else 1
+        per_class[second.own.present.cpu()] = result.whitened * factor
     return CollapseReport(
         {name: value for name, value in values.items() if not CATALOGUE[name].vector},
         first.moments,
@@ -210,21 +211,21 @@ class _Rest:
         self._directional: Directional | None = None
         self._fuzziness: Fuzziness | None = None
         self._margin: Margin | None = None
+        self._train_flat = shape.flat
 
     def look(self, reference: ClassMoments | None) -> SecondLook:
         """Return the second look, ready for the stream."""
         moments, asks = self._first.moments, self._settings.asks
         own = train = Centres(moments, self._centre, self._span, present_classes(moments))
-        train_flat = self._flat
         if reference is not None:
             reference = reference.to(own.device)
             seen = present_classes(reference)
             means, span, origin = mean_frame(reference, seen)
-            train_flat = means.flat
+            self._train_flat = means.flat
             train = Centres(reference, Centre(origin, means.mean), span, seen)
         if asks(*_SECOND_MOMENTS):
             self._scatter = Scatter(moments.counts, moments.dim, own.device)
-        if asks("ncc_margin") and not train_flat:
+        if asks("ncc_margin") and not self._train_flat:
             self._margin = Margin(train)
         if self._shape is not None and not self._flat:
             self._ask_pairs(own, self._shape)
@@ -245,6 +246,7 @@ class _Rest:
         """Return what the second look has found."""
         present = second.own.present.cpu()
         moments = self._second_moments()
+        decides = self._first.decides and not (self._train_flat or self._first.nan_logits)
         directional, fuzziness, margin = self._directional, self._fuzziness, self._margin
         return Spread(
             convention=self._convention,
@@ -253,8 +255,8 @@ class _Rest:
             rank=self._span.rank,
             whitened=second.whitened[present] / self._counts,
             in_span=second.in_span[present] / self._counts,
-            accuracy=second.accuracy,
-            disagreement=second.disagreement if self._first.decides else math.nan,
+            accuracy=math.nan if self._train_flat else second.accuracy,
+            disagreement=second.disagreement if decides else math.nan,
             margin=math.nan if margin is None else margin.median,
             directional=None if directional is None else directional.per_class,
             fuzziness=math.nan if fuzziness is None else fuzziness.value,

@@ -44,10 +44,12 @@ def columns_of(rows: Iterable[Row]) -> tuple[str, ...]:
     return (*COLUMNS, *others)
 
 
-def _lines(rows: Iterable[Row], columns: Sequence[str]) -> str:
+def _lines(rows: Iterable[Row], columns: Sequence[str], *, strict: bool = True) -> str:
     out = io.StringIO()
     # repr of a float64 reads back to the same number; csv uses it for floats.
-    writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
+    writer = csv.DictWriter(
+        out, columns, restval="", extrasaction="raise" if strict else "ignore", lineterminator="\n"
+    )
     writer.writerows(rows)
     return out.getvalue()
 
@@ -68,19 +70,17 @@ def start_history(
     part.replace(run_dir / HISTORY_FILE)
 
 
-def keep_previous(
-    run_dir: Path, rows: Iterable[Row] = (), columns: Sequence[str] = COLUMNS
-) -> None:
+def keep_previous(run_dir: Path, rows: Iterable[Row] = ()) -> None:
     """Set another run's history in the same folder aside, as ``history.1.csv`` and so on.
 
     Args:
         run_dir: Folder of the run.
         rows: Rows that this run brings along; a history that begins with them is its own.
-        columns: Of the table.
     """
-    path, mine = run_dir / HISTORY_FILE, _lines(rows, columns)
+    path = run_dir / HISTORY_FILE
     if path.exists():
         old = path.read_text(encoding="utf-8", errors="replace")
+        mine = _lines(rows, old.partition("\n")[0].split(","), strict=False)  # other columns
         if mine and old.partition("\n")[2].startswith(mine):
             return
         number = 1

@@ -29,8 +29,8 @@ def score_rows(num_classes: int, dim: int) -> int:
     return min(_tensors.block_rows(dim), max(64, SCORE_ELEMENTS // num_classes))
 
 
-def decide_(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return predictions and cross-entropies, ``(N,)`` int64 and float64; spends the logits.
+def decide_(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return predictions, cross-entropies and where logits are ``nan``, ``(N,)``; spends them.
 
     ``−log softmax(z)_y = softplus(logsumexp_{j≠y} z_j − z_y)`` has full relative precision near 0:
     deep in the terminal phase the usual form ends in ``1 − 1`` and reads 0 or a multiple of the
@@ -45,7 +45,8 @@ def decide_(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     # Nothing beside exp(0) = 1; but denormal numbers, the other name of nothing, take far longer.
     rest = logits.sub_(top).clamp_(min=-80).exp_().sum(1).double().log_()
     gap = top.double() - own.double()
-    return predicted, functional.softplus(rest.add_(gap.squeeze(1)))
+    broken = (own.isnan() | top.isnan()).squeeze(1)  # a maximum passes nan on
+    return predicted, functional.softplus(rest.add_(gap.squeeze(1))), broken
 
 
 class FirstLook:
@@ -68,6 +69,7 @@ class FirstLook:
         self.decides = True
         self._scorer: Scorer | None = None
         self._wrong = torch.zeros((), dtype=torch.int64)
+        self._broken = torch.zeros((), dtype=torch.int64)
         self._loss = torch.zeros((), dtype=torch.float64)
 
     def update(self, features: Tensor, labels: Tensor, logits: Tensor | None = None) -> Entry:
@@ -117,10 +119,11 @@ class FirstLook:
     def _count(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Count errors and loss of a block of logits, which is spent; return the predictions."""
         device, counted = scores.device, labels < self.moments.num_classes
-        predicted, loss = decide_(scores, labels.clamp(max=scores.shape[1] - 1))
+        predicted, loss, broken = decide_(scores, labels.clamp(max=scores.shape[1] - 1))
         wrong = (predicted != labels) & counted
         # Sums stay where the data is: no synchronisation per batch.
         self._wrong = self._wrong.to(device) + wrong.sum()
+        self._broken = self._broken.to(device) + (broken & counted).sum()
         loss = torch.where(counted, loss, 0.0)
         self._loss = self._loss.to(home(device)) + loss.to(home(device)).double().sum()
         return predicted
@@ -143,9 +146,14 @@ class FirstLook:
         return int(self.moments.counts.sum())
 
     @property
+    def nan_logits(self) -> int:
+        """Number of samples with a logit that is ``nan``."""
+        return int(self._broken)
+
+    @property
     def error(self) -> float:
-        """Share of samples predicted wrongly."""
-        return int(self._wrong) / self.samples
+        """Share of samples predicted wrongly; ``nan`` if a logit is."""
+        return math.nan if self.nan_logits else int(self._wrong) / self.samples
 
     @property
     def cross_entropy(self) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ncmonitor._checks import InputError
+from ncmonitor._checks import InputError, check_whole
 from ncmonitor._labels import IGNORE_INDEX, check_device, check_kind, flatten_tokens
 from ncmonitor._sources import check_first, check_rereadable, check_same, num_classes_of
 from ncmonitor._tensors import as_tensor, check_floating
@@ -37,6 +37,7 @@ def measure_collapse(
     superclasses: Sequence[int] | None = None,
     ridge: float = 0.0,
     ignore_index: int = IGNORE_INDEX,
+    null_seed: int | None = None,
 ) -> CollapseReport:
     """Measure neural collapse of features in memory.
 
@@ -54,13 +55,16 @@ def measure_collapse(
             training set when this is another split. ``None`` uses the split's own.
         metrics: What to compute beside the default: ``"all"``, or names of metrics and groups, as
             in ``["imbalance", "vci"]``; ``ncmonitor metrics`` lists them.
-        convention: ``"balanced"``: every class weighs the same; ``"sample"``: every sample does;
-            ``"papyan_demo"``: as in the notebook of Papyan, Han & Donoho (NC1 without 1/K, sample
-            standard deviations, squared NC3, sample-weighted Σ_W).
+        convention: For NC1, NC2 of the means and NC3 self-duality (``ncmonitor metrics NAME`` says
+            so): ``"balanced"``, every class weighs the same; ``"sample"``, every sample does;
+            ``"papyan_demo"``, as in the notebook of Papyan, Han & Donoho (NC1 without 1/K and with
+            sample-weighted Σ_W, sample standard deviation in equinorm, squared NC3). The others
+            weigh classes equally whatever it says.
         superclasses: Block of each class, ``(K,)``, for ``sk_residual_block``.
         ridge: λ of the squared loss's decomposition (``mse_l_*``): half the weight decay for a
             loss summed over the classes.
         ignore_index: Samples with this label are left out.
+        null_seed: Also measure with labels shuffled by this seed at once, for ``report.null()``.
 
     Returns:
         The report; undefined metrics are ``nan``. Its :meth:`~CollapseReport.null` measures the
@@ -90,6 +94,8 @@ def measure_collapse(
         )
 
     arrays = (features, labels, weight, bias, logits)
+    if null_seed is not None:
+        return measure(*arrays, null_seed=null_seed)
     return replace(measure(*arrays), shuffle=while_alive(arrays, (0, 4), measure))
 
 
@@ -158,6 +164,9 @@ def measure_batches(
     As :func:`collapse_report`, with choices that have been checked.
     """
     settings = settings or Settings()
+    check_whole("bank_bytes", bank_bytes)
+    if null_seed is not None:
+        check_whole("null_seed", null_seed)
     if weight is None and bias is not None:
         raise InputError("bias= alone gives no logits: pass weight= with it, or logits=")
     classifier = None if weight is None else Classifier(weight, bias)
@@ -184,8 +193,11 @@ def measure_batches(
     report = evaluate(first, source(), reference, settings)
     if null_seed is None:
         return report
-    look, entries = relabelled(first_look(), source, bank.labels, null_seed)
-    null = evaluate(look, entries, reference, settings)
+    try:  # a null that fails must not take the measurement with it
+        look, entries = relabelled(first_look(), source, bank.labels, null_seed)
+        null: CollapseReport | Exception = evaluate(look, entries, reference, settings)
+    except Exception as error:
+        null = error
     return replace(report, shuffle=only_for(null_seed, null))
 
 
@@ -204,7 +216,12 @@ def _classes_of(batch: Batch, ignore_index: int) -> int:
     check_kind(labels, len(features))
     labels = labels.long()
     counted = labels[labels != ignore_index]
-    return max(2, int(counted.max()) + 1) if len(counted) else 2
+    if len(counted) and int(counted.max()) == 0:
+        raise InputError(
+            "every label is 0, and neural collapse compares classes: pass num_classes= if there "
+            "are others, without samples here"
+        )
+    return int(counted.max()) + 1 if len(counted) else 2
 
 
 def _entries(batches: Iterable[Batch], look: FirstLook) -> Iterator[Entry]:

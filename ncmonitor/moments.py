@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ncmonitor import _tensors
-from ncmonitor._checks import InputError, is_whole
+from ncmonitor._checks import InputError, check_whole, is_whole
 from ncmonitor._labels import IGNORE_INDEX, Batch, check_range, clean_batch
 from ncmonitor._tensors import (
     Scratch,
@@ -58,11 +58,7 @@ class ClassMoments:
                 f"num_classes must be at least 2, but is {num_classes}: neural collapse compares "
                 "classes"
             )
-        if not is_whole(ignore_index):
-            raise InputError(
-                f"ignore_index must be a whole number, but is {ignore_index!r}; a number that is "
-                "no label, such as -100, leaves nothing out"
-            )
+        check_whole("ignore_index", ignore_index)
         self.num_classes = num_classes
         self.scatter = scatter
         self.ignore_index = ignore_index

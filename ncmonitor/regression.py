@@ -53,6 +53,8 @@ def measure_regression(features: Any, targets: Any, weight: Any = None) -> dict[
     if weight is None:
         return values
     rows = as_tensor(weight).double().cpu()
+    if not bool(rows.isfinite().all()):
+        raise MeasurementError("weight is not finite (nan or inf): the network has diverged")
     if rows.shape != (number, points.shape[1]):
         raise InputError(
             f"weight must have shape {(number, points.shape[1])}, one row per target and as wide "

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ncmonitor._checks import InputError, is_whole
+from ncmonitor._checks import InputError, check_whole
 from ncmonitor.catalogue import CATALOGUE, METRICS
 
 if TYPE_CHECKING:
@@ -106,14 +106,13 @@ class CollapseReport:
             InputError: If the features are no longer in memory, or came in batches without
                 ``null_seed=``.
         """
-        if not is_whole(seed):
-            raise InputError(f"seed must be a whole number, got {seed!r}")
+        check_whole("seed", seed)
         if self.shuffle is None:
             raise InputError(
                 "this report cannot be measured again: pass null_seed= to collapse_report, or "
                 "null_seed= to the callback"
             )
-        return self.shuffle(seed)
+        return self.shuffle(int(seed))
 
     def to_frame(self) -> pd.DataFrame:
         """Return a table: metric, value, value at collapse, group, definition, meaning, source."""

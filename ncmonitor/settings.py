@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
-from ncmonitor._checks import InputError
+from ncmonitor._checks import InputError, check_whole
 from ncmonitor._labels import IGNORE_INDEX
 from ncmonitor.catalogue import METRIC_NAMES, MetricChoice, chosen
 from ncmonitor.conventions import CONVENTIONS, Convention, convention_named
@@ -45,14 +46,16 @@ class Settings:
         Raises:
             InputError: If one of them is none.
         """
-        if not isinstance(ridge, (int, float)) or not 0 <= ridge < math.inf:
+        number: object = ridge  # whatever it is said to be
+        if not isinstance(number, Real) or not 0 <= float(number) < math.inf:
             raise InputError(
                 f"ridge= must be a number and at least 0, got {ridge!r}: it is λ of the squared "
                 "loss, half the weight decay of the last layer"
             )
+        check_whole("ignore_index", ignore_index)
         blocks = None if superclasses is None else _whole_numbers(superclasses)
         names, how = chosen(metrics), convention_named(convention)
-        return cls(names, how, blocks, float(ridge), ignore_index)
+        return cls(names, how, blocks, float(ridge), int(ignore_index))
 
     def check_classes(self, num_classes: int) -> None:
         """Raise :class:`InputError` unless every class has a super-class, if there are any."""
@@ -70,7 +73,7 @@ class Settings:
 def _whole_numbers(values: Sequence[Any]) -> tuple[int, ...]:
     try:
         numbers = tuple(int(value) for value in values)
-        whole = all(number == value for number, value in zip(numbers, values, strict=True))
+        whole = all(n == v and abs(n) < 2**63 for n, v in zip(numbers, values, strict=True))
     except (TypeError, ValueError, OverflowError):
         whole = False
     if not whole:

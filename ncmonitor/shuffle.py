@@ -74,14 +74,19 @@ def while_alive(
         for i, array in enumerate(arrays)
     ]
     absent = [array is None for array in arrays]
+    before = [_version(array) for array in arrays]
 
     def shuffle(seed: int) -> CollapseReport:
         found = [recall() for recall in remembered]
         if [array is None for array in found] != absent:
             raise InputError(
                 "the features of this report are gone, and a report does not keep them: call "
-                "null() while they are in memory, or measure with collapse_report(..., "
-                "null_seed=0)"
+                "null() while they are in memory, or measure with null_seed=0"
+            )
+        if [_version(array) for array in found] != before:
+            raise InputError(
+                "the arrays of this report have changed since (training goes on in place): call "
+                "null() before, or measure with null_seed="
             )
         return measure(*found, null_seed=seed).null(seed)
 
@@ -95,12 +100,19 @@ def _weakly(array: Any) -> Callable[[], Any]:
         return _strongly(array)
 
 
+def _version(array: Any) -> int | None:
+    """Return how often a tensor has been changed in place; ``None`` where nobody counts."""
+    if not isinstance(array, Tensor) or array.is_inference():
+        return None
+    return array._version
+
+
 def _strongly(array: Any) -> Callable[[], Any]:
     return lambda: array
 
 
-def only_for(measured: int, null: CollapseReport) -> Callable[[int], CollapseReport]:
-    """Return what gives the one null that was measured on the way."""
+def only_for(measured: int, null: CollapseReport | Exception) -> Callable[[int], CollapseReport]:
+    """Return what gives the one null that was measured on the way, or says why there is none."""
 
     def shuffle(seed: int) -> CollapseReport:
         if seed != measured:
@@ -108,6 +120,8 @@ def only_for(measured: int, null: CollapseReport) -> Callable[[int], CollapseRep
                 f"the null of this report was measured with seed {measured}, not {seed}: ask for "
                 f"null({measured}), or measure with null_seed={seed}"
             )
+        if isinstance(null, Exception):
+            raise null
         return null
 
     return shuffle

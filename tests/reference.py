@@ -460,7 +460,8 @@ def reference_metrics(
     train, train_labels = (exact, classes) if reference is None else _as_exact(reference)
     train_present = _present(train_labels)
     nearest = nearest_centres(exact, class_means(train, train_labels, train_present), train_present)
-    enough = len(train_present) >= 2  # with one centre there is nothing to choose
+    # With one centre there is nothing to choose, nor where all centres coincide.
+    enough = len(train_present) >= 2 and not _cloud(train, train_labels, eps).unresolved
     result["ncc_accuracy"] = float(np.mean(nearest == classes)) if enough else NAN
     scores = _logits(exact, weight, bias, logits)
     if scores is not None:

@@ -48,15 +48,17 @@ ANGLES_W = {"nc2_equiangular_std_w", "nc2_max_angle_w"}
 NC3 = {"nc3_self_duality", "nc3_self_duality_sq", "nc3_self_duality_centered"}
 UNRESOLVED = NC1 | MEANS | NC3 | {"s_min_ratio"}
 
+DECISIONS = {"nc4_disagreement", "ncc_accuracy"}
+
 #: What is nan in which case; everywhere else everything is a finite number.
 UNDEFINED: dict[str, set[str]] = {
     "all_singletons": NC1,
     "one_present": UNRESOLVED | CLASSIFIER | {"nc4_disagreement", "ncc_accuracy"},
     "dead_class": ANGLES_MEANS,
-    "no_means": UNRESOLVED,
-    "all_equal": UNRESOLVED,
-    "all_equal_float64": UNRESOLVED,
-    "all_zero": UNRESOLVED,
+    "no_means": UNRESOLVED | DECISIONS,
+    "all_equal": UNRESOLVED | DECISIONS,
+    "all_equal_float64": UNRESOLVED | DECISIONS,
+    "all_zero": UNRESOLVED | DECISIONS,
     "exact_etf": {"within_in_span_frac"},
     "exact_etf_float32": {"within_in_span_frac"},
     "orthogonal_frame": {"within_in_span_frac"},

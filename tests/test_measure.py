@@ -181,7 +181,8 @@ def test_the_number_of_classes_is_found_where_it_can_be() -> None:
         "n_classes_present"
     ] == 3  # fmt: skip
     assert measure_collapse(X, labels, num_classes=5).moments.num_classes == 5
-    assert measure_collapse(X, labels * 0).moments.num_classes == 2
+    with pytest.raises(InputError, match=r"every label is 0.*pass num_classes="):
+        measure_collapse(X, labels * 0)
 
 
 def test_a_single_class_has_diagnostics_and_no_geometry() -> None:
@@ -294,8 +295,13 @@ def test_what_is_not_finite_cannot_be_measured(changes: dict[str, Any]) -> None:
 
 
 def test_logits_that_are_not_finite_only_spoil_what_reads_them() -> None:
-    report = measure_collapse(X, Y, W, B, logits=(X @ W.T) * math.nan)
+    logits = X @ W.T
+    logits[3, 4] = math.nan
+    report = measure_collapse(X, Y, W, B, logits=logits)
     assert math.isnan(report.cross_entropy)
+    assert math.isnan(report.error)
+    assert math.isnan(report.nc4_disagreement)
+    assert report.ncc_accuracy == measure_collapse(X, Y, W, B).ncc_accuracy
     assert report.nc1 == measure_collapse(X, Y, W, B).nc1
 
 

@@ -49,7 +49,7 @@ def seli_distance(vectors: Vectors, counts: Tensor, which: Literal["w", "means"]
         which: Which of the two Gram matrices to compare with.
 
     Returns:
-        In [0, 2]: 0 at the limit of vanishing decay; the distance to the simplex ETF for equal
+        In [0, √2]: 0 at the limit of vanishing decay; the distance to the simplex ETF for equal
         sizes. ``nan`` if every vector is zero, or above 2048 classes.
 
     Source: Thrampoulidis, Kini, Vakilian & Behnia 2022, SELI geometry.

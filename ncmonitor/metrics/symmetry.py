@@ -101,7 +101,7 @@ def of_etf_index(frame: Frame) -> float:
 
     Returns:
         0 for a simplex ETF, 1 for an orthogonal frame, about 1 for random vectors; infinite for
-        equal ones.
+        equal ones (a report says ``nan``).
 
     Source: ncmonitor; ``w_mean_ratio² = t/(t + K − 1)``.
     """

@@ -702,3 +702,41 @@ def test_it_works_alone_and_in_a_list_in_both_distributions() -> None:
         )
         fit.fit(Other(), train_loader())
         assert monitor.history["epoch"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"null_seed": "a"},
+        {"null_seed": 1.5},
+        {"null_seed": 2**70},
+        {"bank_bytes": "a"},
+        {"ignore_index": None},
+        {"superclasses": [0, 2**65]},
+        {"metrics": "nc9"},
+        {"convention": "mixed"},
+        {"ridge": -1},
+    ],
+    ids=str,
+)
+def test_a_wrong_choice_is_refused_when_the_callback_is_made(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(wrong))}="):
+        NeuralCollapse(**wrong)
+
+
+def test_opt_in_metrics_and_the_null_are_in_the_history_and_in_the_run() -> None:
+    seed: Any = np.int64(3)
+    monitor = fitted(max_epochs=2, metrics=["imbalance", "nc1"], null_seed=seed)
+    table = monitor.history
+    assert set(table["split"]) == {"train", "val", "null"}
+    null = table[table["split"] == "null"].iloc[-1]
+    train = table[table["split"] == "train"].iloc[-1]
+    assert null["nc1"] > 3 * train["nc1"]
+    assert math.isnan(null["nc2_etf_w"])  # the classifier does not see the labels
+    columns = [f"nc1_per_class/{c}" for c in range(CLASSES)]
+    assert train[columns].astype(float).mean() == pytest.approx(train["nc1"])
+    pd.testing.assert_frame_equal(read_history("run"), table)
+    facts = read_run(Path("run"))["measurement"]
+    assert facts["null_seed"] == 3
+    assert facts["convention"] == "balanced"
+    assert "seli_dist_w" in facts["metrics"]
