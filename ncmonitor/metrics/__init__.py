@@ -100,7 +100,7 @@ SHAPE: dict[str, Callable[[Shape], float]] = {
         lambda: duality.bias_collapse(s.rows.vectors, s.means.centred, _constant(s)),
     ),
     "w_mean_ratio": lambda s: duality.row_mean_ratio(s.rows.vectors),
-    "nc0_k": lambda s: float(s.rows.vectors.sum.square().sum()) / len(s.counts),
+    "nc0_k": lambda s: duality.square_row_sum(s.rows.vectors),
     "sk_breaking_means": lambda s: _unless(
         s.flat, lambda: symmetry.sk_breaking(s.means, centred=True)
     ),

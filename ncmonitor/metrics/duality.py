@@ -133,6 +133,23 @@ def row_mean_ratio(weight: Vectors) -> float:
     return float(weight.sum.norm()) / (math.sqrt(len(weight)) * weight.norm)
 
 
+def square_row_sum(weight: Vectors) -> float:
+    """Squared sum of the classifier's rows over K, ``‖Wᵀ1‖²/K``: NC0.
+
+    Under softmax cross-entropy and SGD it obeys a linear recursion that only weight decay drives,
+    whatever the data; it has the units of W, unlike :func:`row_mean_ratio`.
+
+    Args:
+        weight: Rows of the classifier, K vectors. Cost K d.
+
+    Returns:
+        0 at collapse, about ``‖W‖_F²/K`` for random rows.
+
+    Source: Zhao et al. 2026, NC0.
+    """
+    return float(weight.sum.square().sum()) / len(weight)
+
+
 def bias_collapse(weight: Vectors, centred_means: Vectors, constant: Tensor) -> float:
     """What the bias leaves of the global mean, in units of the margin at the class means.
 
