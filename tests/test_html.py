@@ -278,6 +278,15 @@ def test_a_degenerate_history_has_a_report(case: str, tmp_path: Path) -> None:
     assert set(page.text.split()) >= SHOWN
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_shuffled_labels_are_explained_where_they_were_measured(tmp_path: Path) -> None:
+    words = "the training set with shuffled labels"
+    without = read(make_run(tmp_path / "without", collapse_rows(range(3))))
+    rows = collapse_rows(range(3)) + collapse_rows(range(3), splits=("null",))
+    assert words not in without.text
+    assert words in read(make_run(tmp_path / "with", rows)).text
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"expected a run folder with a history\.csv"):
         write_report(tmp_path)
