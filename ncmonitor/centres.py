@@ -120,9 +120,9 @@ class Centres:
 def _square_distances(coordinates: Tensor, squares: Tensor) -> Tensor:
     """Return ``‖a_c − a_c′‖²``, ``(K, K)``, exact for vectors that nearly coincide too."""
     lengths = squares[:, None] + squares
-    table = lengths - 2 * coordinates @ coordinates.T
+    table = torch.addmm(lengths, coordinates, coordinates.T, alpha=-2)
     # The difference has lost its digits where little is left of it: subtract first there.
-    one, two = (table < _CLOSE * lengths).nonzero(as_tuple=True)
+    one, two = (table < lengths.mul_(_CLOSE)).nonzero(as_tuple=True)
     for a, b in zip(
         torch.split(one, geometry.BLOCK_ROWS), torch.split(two, geometry.BLOCK_ROWS), strict=True
     ):

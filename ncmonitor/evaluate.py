@@ -172,10 +172,10 @@ def mean_frame(moments: ClassMoments, present: Tensor) -> tuple[Frame, Span, Ten
     # all round alike, so the rounding of their mean does not average out.
     unit = torch.finfo(moments.feature_dtype).eps
     resolution = unit * math.sqrt(float(square_norms.mean()))
-    vectors = Vectors(rows)
-    mean = vectors.sum / len(vectors)
-    centred = vectors.minus(mean)
+    mean = Vectors(rows).sum / len(rows)
+    centred = Vectors(rows.sub_(mean))  # in place: what reads them most needs no copy
     span = Span.of(centred, resolution)
+    vectors = centred.minus(-mean)
     return Frame(vectors, mean, centred, span.singular_values, resolution), span, origin
 
 

@@ -87,7 +87,7 @@ class Vectors:
     def gram(self) -> Tensor:
         """Inner products of all pairs, ``(K, K)``; for K ≤ :data:`GRAM_CLASSES`."""
         if self.unscaled is not None and self.scale is not None and self.shift is None:
-            return self.unscaled.gram * self.scale * self.scale[:, None]
+            return (self.unscaled.gram * self.scale).mul_(self.scale[:, None])
         whole = self.all()
         return whole @ whole.T
 

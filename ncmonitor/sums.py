@@ -144,7 +144,7 @@ class Sums:
         return wide.copy_(features).sub_(means)
 
     def _means(self) -> Tensor:
-        return self.references.double() + self.offsets(slice(None))
+        return self.offsets(slice(None)).add_(self.references)
 
     # -- combining and carrying ------------------------------------------------------------------
 
