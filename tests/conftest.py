@@ -85,15 +85,16 @@ def data_missing(reason: str) -> NoReturn:
 def image_root(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Give the torchvision root that holds a data set: ``image_root("MNIST")``.
 
-    ``NCMONITOR_DATA`` names such a root; otherwise ``../shared/data`` is unpacked into a temporary
-    one, each data set when it is first asked for (MNIST half a second, CIFAR10 four).
+    ``NCMONITOR_DATA`` names such a root, or a folder with an ``unpack.py`` that makes one; without
+    it that is ``../shared/data``. Each data set is unpacked into a temporary root when it is first
+    asked for (MNIST half a second, CIFAR10 four).
     """
-    unpack = ROOT.parent / "shared" / "data" / "unpack.py"
     unpacked: set[str] = set()
 
     def find(name: str) -> Path:
-        given = os.environ.get("NCMONITOR_DATA")
-        if given is not None:
+        given = os.environ.get("NCMONITOR_DATA") or None
+        unpack = Path(given or ROOT.parent / "shared" / "data") / "unpack.py"
+        if given is not None and not unpack.is_file():
             folder = {"CIFAR10": "cifar-10-batches-py"}.get(name, name)
             if not (Path(given) / folder).is_dir():
                 data_missing(f"NCMONITOR_DATA={given} holds no {folder}")
