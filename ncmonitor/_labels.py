@@ -71,7 +71,7 @@ class Batch:
     """A batch as the sums take it in.
 
     Attributes:
-        features: ``(N, d)``.
+        features: ``(N, d)``, on a device that has float64.
         labels: ``(N,)`` int64 in [0, K]; K marks a sample to leave out.
         logits: ``(N, K)`` or ``None``.
         extremes: Smallest and largest label, ``(2,)`` int64, to be checked when the device is
@@ -128,7 +128,9 @@ def clean_batch(
         )
     check_kind(labels, features.shape[0])
     check_device(features, labels)
-    labels = labels.long()
+    place = _tensors.home(features.device)
+    features, labels = features.to(place), labels.to(place).long()
+    logits = None if logits is None else logits.to(place)
     ignored = labels == ignore_index
     if _tensors.waits_for_nothing(labels.device):
         if bool(ignored.any()):
@@ -140,5 +142,5 @@ def clean_batch(
     extremes = torch.stack(labels.masked_fill(ignored, 0).aminmax()) if len(labels) else None
     outside = ignored | (labels < 0) | (labels >= num_classes)
     features = features.masked_fill(outside[:, None], 0)  # padding may hold anything, nan too
-    logits = None if logits is None else logits.masked_fill(outside[:, None].to(logits.device), 0)
+    logits = None if logits is None else logits.masked_fill(outside[:, None], 0)
     return Batch(features, labels.masked_fill(outside, num_classes), logits, extremes)

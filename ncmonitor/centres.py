@@ -9,13 +9,12 @@ from torch import Tensor
 
 from ncmonitor import geometry
 from ncmonitor._tensors import Scratch
-from ncmonitor.geometry import Span
+from ncmonitor.geometry import Span, Vectors
 from ncmonitor.moments import ClassMoments
+from ncmonitor.pairs import square_distances
 
 #: Up to so many classes the distances between all class means are tabulated (16 MiB in float32).
 TABLE_CLASSES: Final = 2048
-#: Squared distances below this share of the means' own are recomputed as differences.
-_CLOSE: Final = 1e-6
 
 
 class Centre(NamedTuple):
@@ -68,7 +67,7 @@ class Centres:
             squares[part] = inside.square().sum(1)
             if table:
                 exact[part] = inside
-        halves = _square_distances(exact, squares) if table else squares
+        halves = square_distances(Vectors(exact)) if table else squares
         self._minus_halves = (halves / -2).to(references)  # −½‖a_c − a_c′‖², or −½‖a_c‖²
         # Position of every class among the present ones. An absent class (train lacks it, this
         # split has it) borrows the first: any centre will do to measure distances from.
@@ -115,16 +114,3 @@ class Centres:
             return torch.addmm(self._minus_halves, about_mean, self.coordinates.T, out=out)
         torch.index_select(self._minus_halves, 0, position, out=out)
         return out.addmm_(projected, self.coordinates.T)
-
-
-def _square_distances(coordinates: Tensor, squares: Tensor) -> Tensor:
-    """Return ``‖a_c − a_c′‖²``, ``(K, K)``, exact for vectors that nearly coincide too."""
-    lengths = squares[:, None] + squares
-    table = torch.addmm(lengths, coordinates, coordinates.T, alpha=-2)
-    # The difference has lost its digits where little is left of it: subtract first there.
-    one, two = (table < lengths.mul_(_CLOSE)).nonzero(as_tuple=True)
-    for a, b in zip(
-        torch.split(one, geometry.BLOCK_ROWS), torch.split(two, geometry.BLOCK_ROWS), strict=True
-    ):
-        table[a, b] = (coordinates[a] - coordinates[b]).square().sum(1)
-    return table

@@ -12,7 +12,7 @@ from torch import Tensor
 from ncmonitor._tensors import Scratch
 from ncmonitor.centres import Centres
 from ncmonitor.geometry import Span, Vectors
-from ncmonitor.pairs import PAIR_CLASSES
+from ncmonitor.pairs import sampled_columns
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,7 @@ class Directional:
         self._counts = centres.moments.counts[centres.present].double()
         self._basis = (span.basis / centres.unit).to(device)
         self._own = torch.cat([block.to(device) @ self._basis for _, block in means.blocks()])
-        columns = torch.arange(count)
-        if count > PAIR_CLASSES:
-            draw = torch.Generator().manual_seed(0)  # its own: the same at every measurement
-            columns = torch.randperm(count, generator=draw)[: PAIR_CLASSES**2 // count]
+        columns = sampled_columns(count)
         self._others = self._own[columns.to(device)]
         exact = "donot_use_mm_for_euclid_dist"  # by differences: means may nearly coincide
         distances = torch.cdist(self._own, self._others, compute_mode=exact).square()  # (K, m)

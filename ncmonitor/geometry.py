@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-#: Rows handled at once; neither K x K nor a second K x d in float64 is ever formed.
+#: Rows handled at once: for many classes a second K x d in float64 is never formed.
 BLOCK_ROWS = 256
 #: Up to so many classes the Gram matrix of all pairs is kept: 32 MiB in float64.
 GRAM_CLASSES = 2048
@@ -85,7 +84,7 @@ class Vectors:
 
     @cached_property
     def gram(self) -> Tensor:
-        """Inner products of all pairs, ``(K, K)``; for K ≤ :data:`GRAM_CLASSES`."""
+        """Inner products of all pairs, ``(K, K)``; for K ≤ :data:`GRAM_CLASSES` or K ≤ d."""
         if self.unscaled is not None and self.scale is not None and self.shift is None:
             return (self.unscaled.gram * self.scale).mul_(self.scale[:, None])
         whole = self.all()
@@ -152,7 +151,7 @@ class Frame:
     """K vectors, their mean, and the spectrum about it: what the Gram matrix knows.
 
     Along 1 and its complement the Gram matrix ``VVᵀ`` has the squared singular values of the
-    centred vectors, a coupling, and one trivial eigenvalue; no K x K matrix is needed.
+    centred vectors, a coupling, and one trivial eigenvalue: K numbers instead of K x K.
 
     Attributes:
         vectors: The vectors; class means are given relative to some common point.
@@ -201,12 +200,6 @@ class Frame:
     def trivial(self) -> float:
         """Eigenvalue of the Gram matrix along 1, ``K ‖v̄‖²``."""
         return len(self.vectors) * float(self.mean.square().sum())
-
-    @cached_property
-    def gram_norm(self) -> float:
-        """Frobenius norm of the Gram matrix, ``‖VVᵀ‖_F``."""
-        squares = float(self.eigenvalues.square().sum()) + self.coupling + self.trivial**2
-        return math.sqrt(squares)
 
 
 def resolved_rank(values: Tensor, vectors: Vectors, resolution: float) -> int:

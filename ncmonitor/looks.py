@@ -13,7 +13,7 @@ from torch.nn import functional
 from ncmonitor import _tensors
 from ncmonitor._checks import InputError
 from ncmonitor._labels import IGNORE_INDEX, Batch, clean_batch
-from ncmonitor._tensors import Scratch, check_floating, exact_arithmetic, home, working_dtype
+from ncmonitor._tensors import Scratch, check_floating, exact_arithmetic, working_dtype
 from ncmonitor.bank import Entry
 from ncmonitor.centres import Centres
 from ncmonitor.classifier import Classifier, Scorer
@@ -92,7 +92,6 @@ class FirstLook:
         self.moments.take(Batch(features, labels, None, None))
         self.decides = predicted is not None
         if predicted is not None:
-            labels = labels.to(predicted.device)
             wrong = (predicted != labels) & (labels < self.moments.num_classes)
             self._wrong = self._wrong.to(predicted.device) + wrong.sum()
         self._loss = self._loss + torch.nan
@@ -113,7 +112,7 @@ class FirstLook:
             part = slice(start, start + rows)
             given = None if logits is None else logits[part]
             scores = self._scores(batch.features[part], given, scratch)
-            predicted.append(self._count(scores, batch.labels[part].to(scores.device)))
+            predicted.append(self._count(scores, batch.labels[part]))
         return torch.cat(predicted) if predicted else batch.labels
 
     def _count(self, scores: Tensor, labels: Tensor) -> Tensor:
@@ -125,7 +124,7 @@ class FirstLook:
         self._wrong = self._wrong.to(device) + wrong.sum()
         self._broken = self._broken.to(device) + (broken & counted).sum()
         loss = torch.where(counted, loss, 0.0)
-        self._loss = self._loss.to(home(device)) + loss.to(home(device)).double().sum()
+        self._loss = self._loss.to(device) + loss.sum()
         return predicted
 
     def _scores(self, features: Tensor, logits: Tensor | None, scratch: Scratch) -> Tensor:

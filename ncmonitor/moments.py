@@ -16,7 +16,6 @@ from ncmonitor._tensors import (
     as_tensor,
     check_floating,
     exact_arithmetic,
-    home,
     working_dtype,
 )
 from ncmonitor.sums import Sums
@@ -59,9 +58,9 @@ class ClassMoments:
                 "classes"
             )
         check_whole("ignore_index", ignore_index)
-        self.num_classes = num_classes
+        self.num_classes = int(num_classes)
         self.scatter = scatter
-        self.ignore_index = ignore_index
+        self.ignore_index = int(ignore_index)
         self.feature_dtype: torch.dtype | None = None
         self.sums = Sums.empty(num_classes)
         self._extremes = torch.zeros(2, dtype=torch.int64)  # smallest and largest label
@@ -168,15 +167,12 @@ class ClassMoments:
     def take(self, batch: Batch) -> None:
         """Add a batch that has been checked; see :meth:`update`."""
         features, labels = batch.features, batch.labels
-        place = home(features.device)
-        if features.device != place:
-            features, labels = features.to(place), labels.to(place)
         self._prepare(features)
         if batch.extremes is not None:
             self._extremes = _widened(self._extremes, batch.extremes)
         size, scratch = _tensors.block_rows(features.shape[1]), Scratch()
         parts = zip(torch.split(features, size), torch.split(labels, size), strict=True)
-        with exact_arithmetic(place):
+        with exact_arithmetic(features.device):
             for rows, own in parts:
                 self.sums.absorb(rows, own, scratch)
 

@@ -93,6 +93,20 @@ def _sampled(vectors: Vectors) -> Iterator[Tile]:
         yield Tile(vectors, one, two, inner)
 
 
+def square_distances(vectors: Vectors) -> Tensor:
+    """Return ``‖v_i − v_j‖²`` of all pairs, ``(K, K)`` float64; for moderate K."""
+    labels = torch.arange(len(vectors))
+    return Tile(vectors, labels[:, None], labels, vectors.gram).square_distances
+
+
+def sampled_columns(num_classes: int) -> Tensor:
+    """Return all classes, or a seeded sample of ``PAIR_CLASSES²/K`` of them for many."""
+    if num_classes <= PAIR_CLASSES:
+        return torch.arange(num_classes)
+    draw = torch.Generator().manual_seed(0)  # its own: the same at every measurement
+    return torch.randperm(num_classes, generator=draw)[: PAIR_CLASSES**2 // num_classes]
+
+
 def pair_average(vectors: Vectors, of: Callable[[Tile], Tensor]) -> float:
     """Average a function of two different classes over all ordered pairs, or over the sample.
 

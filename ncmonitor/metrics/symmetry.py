@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ncmonitor import geometry
 from ncmonitor.geometry import Frame, Vectors
-from ncmonitor.pairs import PAIR_CLASSES, pair_average
+from ncmonitor.pairs import PAIR_CLASSES, pair_average, sampled_columns
 
 
 def sk_breaking(frame: Frame, *, centred: bool) -> float:
@@ -159,10 +159,7 @@ def logit_breaking(classes: Vectors, weight: Vectors, constant: Tensor) -> float
     Source: ncmonitor.
     """
     count = len(classes)
-    columns = torch.arange(count)
-    if count > PAIR_CLASSES:
-        draw = torch.Generator().manual_seed(0)
-        columns = torch.randperm(count, generator=draw)[: PAIR_CLASSES**2 // count]
+    columns = sampled_columns(count)
     diagonal = constant[columns] + _row_products(classes, weight, columns)
     # Columns sum to 0 over the outputs, so the rest of a column averages −z_cc/(K−1).
     on = float(diagonal.mean())
