@@ -151,6 +151,8 @@ class NeuralCollapse(Base):
             settings=Settings.of(metrics, convention, superclasses, ridge, ignore_index),
             null_seed=None if null_seed is None else int(null_seed),
         )
+        #: Called as ``listener(trainer, pl_module, epoch)`` once an epoch is in :attr:`history`.
+        self.after_measurement: list[Callable[[pl.Trainer, pl.LightningModule, int], None]] = []
         self._ledger = Ledger(tpt_accuracy)
         self._measured: dict[str, torch.Tensor] = {}
         self._measurement: Measurement | None = None
@@ -213,6 +215,7 @@ class NeuralCollapse(Base):
         known = self._ledger.epochs
         if not known or (epoch not in known and self.should_measure(epoch, trainer)):
             self._measure_and_log(trainer, epoch)
+            self._tell(trainer, pl_module, epoch)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -228,11 +231,13 @@ class NeuralCollapse(Base):
             values = self._measure(trainer, epoch, pl_module.print)
             if not trainer.barebones:
                 _log_dict(pl_module, values)
+            self._tell(trainer, pl_module, epoch)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the last epoch if early stopping or ``max_steps`` made it the last."""
         if trainer.current_epoch > max(self._ledger.epochs, default=-1):
             self._measure_and_log(trainer, trainer.current_epoch)
+            self._tell(trainer, pl_module, trainer.current_epoch)
         if self._log is not None:
             self._log.finish(self.overhead_seconds)
 
@@ -280,6 +285,10 @@ class NeuralCollapse(Base):
             )
 
     # -- the work ----------------------------------------------------------------------------------
+
+    def _tell(self, trainer: pl.Trainer, module: pl.LightningModule, epoch: int) -> None:
+        for listener in self.after_measurement:
+            listener(trainer, module, epoch)
 
     def _open(self, trainer: pl.Trainer, measurement: Measurement) -> None:
         """Open the run's files and tell the loggers what will come and how it is measured."""
