@@ -17,7 +17,7 @@ from unittest import mock
 #: "other"; a function called inside another counts for its own stage only.
 STAGES: Final[dict[str, tuple[str, ...]]] = {
     "first look": ("ncmonitor.looks:FirstLook.update",),
-    "geometry": ("ncmonitor.evaluate:shape_of",),
+    "geometry": ("ncmonitor.shape:shape_of",),
     "second look": ("ncmonitor.centres:Centres.__init__", "ncmonitor.looks:SecondLook.update"),
     "metrics": ("ncmonitor.evaluate:shape_values",),
 }

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from ncmonitor._checks import InputError, MeasurementError
-from ncmonitor.bank import FeatureBank
+from ncmonitor.bank import Budget
 from ncmonitor.classifier import Classifier
 from ncmonitor.looks import FirstLook
 from ncmonitor.moments import ClassMoments
@@ -59,18 +59,18 @@ def check_first(first: FirstLook, reference: ClassMoments | None) -> None:
         )
 
 
-def check_rereadable(batches: Iterable[Any], bank: FeatureBank, times: int) -> None:
-    if isinstance(batches, Iterator):
+def check_rereadable(batches: Iterable[Any], budget: Budget, times: int) -> None:
+    if getattr(batches, "once", False):
         raise InputError(
-            f"the features take {bank.needed:,} bytes, more than bank_bytes={bank.budget:,}, and "
-            "the source can be read only once: pass a re-iterable such as a DataLoader, or "
-            f"bank_bytes={bank.needed}"
+            f"the features take {budget.needed:,} bytes, more than bank_bytes={budget.limit:,}, "
+            "and the source can be read only once: pass a re-iterable such as a DataLoader, or "
+            f"bank_bytes={budget.needed}"
         )
     warnings.warn(
-        f"features take {bank.needed:,} bytes, more than bank_bytes={bank.budget:,}: the network "
-        f"runs {'a second time' if times == 2 else f'{times} times'}; "
-        f"bank_bytes={bank.needed} avoids it",
-        stacklevel=4,
+        f"features take {budget.needed:,} bytes, more than bank_bytes={budget.limit:,}: the "
+        f"network runs {'a second time' if times == 2 else f'{times} times'}; "
+        f"bank_bytes={budget.needed} avoids it",
+        stacklevel=5,
     )
 
 

@@ -13,41 +13,54 @@ DEFAULT_BANK_BYTES: Final = 2**30
 Entry = tuple[Tensor, Tensor, "Tensor | None"]
 
 
-class FeatureBank:
-    """Batches of (features, labels, predictions) up to a budget of bytes.
-
-    Features stay in their own precision, on their device while that has four times their size
-    free, else on the host. Past the budget the bank empties itself and stays empty: the second
-    look then runs the source again.
+class Budget:
+    """Bytes that all features kept between two looks may take together.
 
     Args:
-        budget: Bytes of features it may hold.
-        in_memory: The batches are in memory already: keep them as they are, without limit.
+        limit: How many.
+        in_memory: The features are in memory already: keep them as they are, without limit.
+
+    Attributes:
+        needed: Bytes of everything that was to be kept.
     """
 
-    def __init__(self, budget: int = DEFAULT_BANK_BYTES, *, in_memory: bool = False) -> None:
+    def __init__(self, limit: int = DEFAULT_BANK_BYTES, *, in_memory: bool = False) -> None:
+        self.limit, self.in_memory, self.needed = limit, in_memory, 0
+
+    @property
+    def enough(self) -> bool:
+        """Whether everything could be kept."""
+        return self.in_memory or self.needed <= self.limit
+
+
+class FeatureBank:
+    """Batches of (features, labels, predictions), as far as a budget reaches.
+
+    Features stay in their own precision, on their device while that has four times their size
+    free, else on the host. Past the budget every bank that shares it empties itself and stays
+    empty: the second look then runs the source again.
+
+    Args:
+        budget: What it may take, shared between the layers of a network.
+    """
+
+    def __init__(self, budget: Budget) -> None:
         self.budget = budget
-        self.in_memory = in_memory
-        self.needed = 0
         self.labels: list[Tensor] = []  # of every batch, past the budget too
         self._entries: list[Entry] = []
 
-    @property
-    def complete(self) -> bool:
-        """Whether everything added is still here."""
-        return self.in_memory or self.needed <= self.budget
-
     def add(self, features: Tensor, labels: Tensor, predicted: Tensor | None) -> None:
         """Keep a batch, or note that the budget is spent."""
-        self.needed += features.numel() * features.element_size()
+        budget = self.budget
+        budget.needed += features.numel() * features.element_size()
         self.labels.append(labels)
-        if not self.complete:
+        if not budget.enough:
             self._entries.clear()
             return
-        if self.in_memory:
+        if budget.in_memory:
             self._entries.append((features, labels, predicted))
             return
-        if features.is_cuda and torch.cuda.mem_get_info(features.device)[0] < 4 * self.needed:
+        if features.is_cuda and torch.cuda.mem_get_info(features.device)[0] < 4 * budget.needed:
             features = features.cpu()
         # A view would keep the whole activation alive; an alias could change under our feet.
         self._entries.append((features.clone(), labels.clone(), predicted))

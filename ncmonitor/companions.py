@@ -13,6 +13,7 @@ from ncmonitor._tensors import Scratch
 from ncmonitor.centres import Centres
 from ncmonitor.geometry import Span, Vectors
 from ncmonitor.pairs import sampled_columns
+from ncmonitor.ranks import Alone
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class Companion(Protocol):
     def absorb(self, block: Block) -> None:
         """Take in a block."""
 
+    def meet(self, ranks: Alone) -> None:
+        """Make the sums those of all ranks."""
+
 
 class Scatter:
     """Class-balanced within-class covariance, d × d.
@@ -58,6 +62,10 @@ class Scatter:
         """Take in a block."""
         rows = block.residuals * self._roots[block.labels][:, None]
         self._sum.addmm_(rows.T, rows)
+
+    def meet(self, ranks: Alone) -> None:
+        """Make the sums those of all ranks."""
+        self._sum = ranks.sum(self._sum)
 
     @property
     def covariance(self) -> Tensor:
@@ -86,6 +94,10 @@ class Fuzziness:
         """Take in a block."""
         squares = (block.projected @ self._turn).square_().sum(1, dtype=torch.float64)
         self._sum += torch.where(block.labels < self._classes, squares, 0.0).sum()
+
+    def meet(self, ranks: Alone) -> None:
+        """Make the sums those of all ranks."""
+        self._sum = ranks.sum(self._sum)
 
     @property
     def value(self) -> float:
@@ -131,6 +143,10 @@ class Directional:
         kept = torch.where(block.labels < len(self._position) - 1, values, 0.0)
         self._sums.index_add_(0, position, kept)
 
+    def meet(self, ranks: Alone) -> None:
+        """Make the sums those of all ranks."""
+        self._sums = ranks.sum(self._sums)
+
     @property
     def per_class(self) -> Tensor:
         """Average over samples and other classes, ``(K_S,)`` float64 on the CPU."""
@@ -162,6 +178,11 @@ class Margin:
         margin = ((two - one).abs() / (two + one)).nan_to_num(nan=0.0)  # 0/0: both at the sample
         counted = labels < centres.moments.num_classes
         self._values.append(torch.where(counted, margin, torch.nan))
+
+    def meet(self, ranks: Alone) -> None:
+        """Take in the margins of all ranks."""
+        mine = torch.cat(self._values).cpu() if self._values else torch.empty(0)
+        self._values = [values for values in ranks.gather(mine) if len(values)]
 
     @property
     def median(self) -> float:

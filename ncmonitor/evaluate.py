@@ -5,19 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Final
 
 import torch
-from torch import Tensor
 
-from ncmonitor import geometry
-from ncmonitor.bank import Entry
 from ncmonitor.catalogue import CATALOGUE
 from ncmonitor.centres import Centre, Centres
-from ncmonitor.classifier import Classifier
 from ncmonitor.companions import Companion, Directional, Fuzziness, Margin, Scatter
-from ncmonitor.geometry import Frame, Span, Vectors
+from ncmonitor.geometry import Span
 from ncmonitor.looks import FirstLook, SecondLook
 from ncmonitor.metrics import SHAPE, SPREAD, applicable
 from ncmonitor.metrics.inputs import Shape, Spread, class_weights
@@ -25,6 +20,7 @@ from ncmonitor.metrics.total import SquaredLoss, Total, squared_loss
 from ncmonitor.moments import ClassMoments
 from ncmonitor.report import CollapseReport
 from ncmonitor.settings import Settings
+from ncmonitor.shape import mean_frame, present_classes, shape_of, weighted_span, weighted_sum
 
 #: NC1 below which it is the rounding of the features, for features with common mean and signal.
 NC1_FLOORS: Final = {torch.bfloat16: 1e-6, torch.float16: 1e-8}
@@ -33,187 +29,63 @@ _SECOND_MOMENTS = ("vci", "entropy_rank_total", "numerical_rank", *_LOSS)
 _NEED_MEANS = (*_SECOND_MOMENTS, "nc1_cdnv_directional", "separation_fuzziness")
 
 
-def evaluate(
-    first: FirstLook,
-    entries: Iterable[Entry],
-    reference: ClassMoments | None,
-    settings: Settings,
-) -> CollapseReport:
-    """Compute the report of a stream that the first look has seen.
+class Evaluation:
+    """What follows the first look: the geometry, a second look to be fed, and the report.
 
     Args:
-        first: That look.
-        entries: The same stream again, as :meth:`FirstLook.update` returned it.
+        first: The first look, complete.
         reference: Moments whose class means decide the nearest class; ``None``: the split's own.
         settings: What to compute.
-    """
-    classifier = first.classifier is not None
-    names = applicable(settings.names, classifier=classifier, decisions=first.decides)
-    shape = shape_of(first, settings)
-    alone = len(shape.counts) < 2
-    defined = [name for name in names if _defined(name, alone=alone)]
-    values = dict.fromkeys(names, math.nan) | shape_values(defined, shape)
-    rest = _Rest(first, shape, settings)
-    del shape  # many classes leave no room for it beside the second look
-    second = rest.look(reference)
-    for entry in entries:
-        second.update(*entry)
-    result = rest.spread(second)
-    values |= {name: SPREAD[name](result) for name in defined if name in SPREAD}
-    _warn_below_floor(values.get("nc1", math.nan), first.moments.feature_dtype)
-    per_class = torch.full((first.moments.num_classes,), torch.nan, dtype=torch.float64)
-    if not result.undefined:
-        factor = len(result.counts) if settings.convention.nc1_times_k else 1
-        per_class[second.own.present.cpu()] = result.whitened * factor
-    return CollapseReport(
-        {name: value for name, value in values.items() if not CATALOGUE[name].vector},
-        first.moments,
-        error=first.error if first.decides else math.nan,
-        cross_entropy=first.cross_entropy if first.decides else math.nan,
-        samples=first.samples,
-        convention=settings.convention.name,
-        vectors={"nc1_per_class": per_class} if "nc1_per_class" in names else {},
-    )
 
-
-def _warn_below_floor(nc1: float, dtype: torch.dtype | None) -> None:
-    floor = NC1_FLOORS.get(dtype, 0.0) if dtype is not None else 0.0
-    if 0 <= nc1 < floor:
-        name = str(dtype).removeprefix("torch.")
-        warnings.warn(
-            f"nc1 has fallen below {floor:g}, where the rounding of {name} features decides it: "
-            "give float32 features, or train with precision='32-true', to see further down",
-            stacklevel=2,  # the same words every time: Python shows them once
-        )
-
-
-def shape_values(names: Iterable[str], shape: Shape) -> dict[str, float]:
-    """Compute those of the metrics that the geometry decides."""
-    return {name: SHAPE[name](shape) for name in names if name in SHAPE}
-
-
-def _defined(name: str, *, alone: bool) -> bool:
-    """Whether a metric is defined for the classes there are; of a single one hardly any is."""
-    return (
-        not alone or CATALOGUE[name].group in ("nc4", "diagnostics") or name == "feature_norm_mean"
-    )
-
-
-# -- the geometry ----------------------------------------------------------------------------------
-
-
-def shape_of(first: FirstLook, settings: Settings) -> Shape:
-    """Return the geometry of the present classes."""
-    moments, classifier = first.moments, first.classifier
-    present = present_classes(moments)
-    means, span, origin = mean_frame(moments, present)
-    counts = moments.counts.cpu()[present].double()
-    centred = means.centred
-    if settings.convention.sample_between:
-        shares = counts / counts.sum()
-        centred = means.vectors.minus(_weighted_sum(means.vectors, shares))
-        span = _weighted_span(centred, counts, means.resolution)
-    rows = constant = bias = blocks = None
-    if classifier is not None:
-        rows = Frame.of(_rows_of(classifier, present))
-        constant = classifier.at(origin + means.mean)[present]
-        bias = classifier.bias[present]
-    if settings.superclasses is not None:
-        settings.check_classes(moments.num_classes)
-        blocks = torch.tensor(settings.superclasses)[present]
-    assert moments.feature_dtype is not None  # set by the first sample
-    return Shape(
-        convention=settings.convention,
-        counts=counts,
-        variances=moments.class_variances.cpu()[present],
-        feature_norms=moments.feature_norms.cpu()[present],
-        means=means,
-        centred=centred,
-        span=span,
-        classifier=rows,
-        constant=constant,
-        bias=bias,
-        origin=origin,
-        blocks=blocks,
-        neg_clips=moments.neg_clips,
-        feature_dtype=moments.feature_dtype,
-    )
-
-
-def present_classes(moments: ClassMoments) -> Tensor:
-    """Return the indices of the classes that have samples, on the CPU."""
-    return (moments.counts > 0).nonzero().squeeze(1).cpu()
-
-
-def _rows_of(classifier: Classifier, present: Tensor) -> Tensor:
-    weight = classifier.weight.cpu()
-    return weight if len(present) == len(weight) else weight[present]
-
-
-def mean_frame(moments: ClassMoments, present: Tensor) -> tuple[Frame, Span, Tensor]:
-    """Return the frame of the present classes' means, their span, and what they are relative to.
-
-    Means are given relative to the first class's reference point, which takes a large common
-    offset out exactly: references are numbers of the features' own precision.
-
-    Args:
-        moments: Of any split.
-        present: Indices of the classes that have samples, ``(K_S,)``.
-    """
-    assert moments.feature_dtype is not None  # set by the first sample
-    origin = moments.references[int(present[0])].cpu().double()
-    rows = torch.empty(len(present), moments.dim, dtype=torch.float64)
-    square_norms = moments.class_variances.cpu()[present]
-    for start in range(0, len(present), geometry.BLOCK_ROWS):
-        part = slice(start, start + geometry.BLOCK_ROWS)
-        rows[part] = moments.sums.means_about(origin, present[part])
-        square_norms[part] += (rows[part] + origin).square().sum(1)
-    # Not divided by the root of a class's count: samples that have collapsed to the rounding step
-    # all round alike, so the rounding of their mean does not average out.
-    unit = torch.finfo(moments.feature_dtype).eps
-    resolution = unit * math.sqrt(float(square_norms.mean()))
-    mean = Vectors(rows).sum / len(rows)
-    centred = Vectors(rows.sub_(mean))  # in place: what reads them most needs no copy
-    span = Span.of(centred, resolution)
-    vectors = centred.minus(-mean)
-    return Frame(vectors, mean, centred, span.singular_values, resolution), span, origin
-
-
-def _weighted_sum(vectors: Vectors, weights: Tensor) -> Tensor:
-    return torch.stack([weights[part] @ block for part, block in vectors.blocks()]).sum(0)
-
-
-def _weighted_span(centred: Vectors, counts: Tensor, resolution: float) -> Span:
-    """Return the span of means about the sample mean, class c weighing n_c/N in Σ_B."""
-    span = Span.of(centred.scaled((len(counts) * counts / counts.sum()).sqrt()), resolution)
-    return replace(span, coordinates=None)  # they are of the weighted means
-
-
-# -- the second look -------------------------------------------------------------------------------
-
-
-class _Rest:
-    """What the second look and the metrics after it need of the first.
-
-    Args:
-        first: The first look.
-        shape: Its geometry; kept only if something was asked for that needs the class means.
-        settings: What to compute.
+    Attributes:
+        second: The second look; it takes the same stream again.
     """
 
-    def __init__(self, first: FirstLook, shape: Shape, settings: Settings) -> None:
+    def __init__(
+        self, first: FirstLook, reference: ClassMoments | None, settings: Settings
+    ) -> None:
+        classifier = first.classifier is not None
+        self._names = applicable(settings.names, classifier=classifier, decisions=first.decides)
+        shape = shape_of(first, settings)
+        alone = len(shape.counts) < 2
+        self._defined = [name for name in self._names if _defined(name, alone=alone)]
+        self._values = shape_values(self._defined, shape)
         self._first, self._settings = first, settings
         self._convention, self._counts = shape.convention, shape.counts
-        self._variances, self._span, self._flat = shape.variances, shape.span, shape.flat
+        self._variances, self._span = shape.variances, shape.span
+        self._flat = self._train_flat = shape.flat
         self._centre = Centre(shape.origin, shape.means.mean)
+        # Many classes leave no room for the geometry beside the second look.
         self._shape = shape if settings.asks(*_NEED_MEANS) else None
         self._scatter: Scatter | None = None
         self._directional: Directional | None = None
         self._fuzziness: Fuzziness | None = None
         self._margin: Margin | None = None
-        self._train_flat = shape.flat
+        del shape
+        self.second = self._look(reference)
 
-    def look(self, reference: ClassMoments | None) -> SecondLook:
+    def report(self) -> CollapseReport:
+        """Return the report, once the second look is complete."""
+        first, second, settings = self._first, self.second, self._settings
+        result = self._spread(second)
+        values = dict.fromkeys(self._names, math.nan) | self._values
+        values |= {name: SPREAD[name](result) for name in self._defined if name in SPREAD}
+        _warn_below_floor(values.get("nc1", math.nan), first.moments.feature_dtype)
+        per_class = torch.full((first.moments.num_classes,), torch.nan, dtype=torch.float64)
+        if not result.undefined:
+            factor = len(result.counts) if settings.convention.nc1_times_k else 1
+            per_class[second.own.present.cpu()] = result.whitened * factor
+        return CollapseReport(
+            {name: value for name, value in values.items() if not CATALOGUE[name].vector},
+            first.moments,
+            error=first.error if first.decides else math.nan,
+            cross_entropy=first.cross_entropy if first.decides else math.nan,
+            samples=first.samples,
+            convention=settings.convention.name,
+            vectors={"nc1_per_class": per_class} if "nc1_per_class" in self._names else {},
+        )
+
+    def _look(self, reference: ClassMoments | None) -> SecondLook:
         """Return the second look, ready for the stream."""
         moments, asks = self._first.moments, self._settings.asks
         own = train = Centres(moments, self._centre, self._span, present_classes(moments))
@@ -238,11 +110,11 @@ class _Rest:
         if self._settings.asks("nc1_cdnv_directional"):
             self._directional = Directional(own, shape.means.centred, shape.span, resolution)
         if self._settings.asks("separation_fuzziness"):
-            average = _weighted_sum(means, class_weights(shape.counts, samples=True))
-            weighted = _weighted_span(means.minus(average), shape.counts, resolution)
+            average = weighted_sum(means, class_weights(shape.counts, samples=True))
+            weighted = weighted_span(means.minus(average), shape.counts, resolution)
             self._fuzziness = Fuzziness(own, shape.span, weighted, self._first.samples)
 
-    def spread(self, second: SecondLook) -> Spread:
+    def _spread(self, second: SecondLook) -> Spread:
         """Return what the second look has found."""
         present = second.own.present.cpu()
         moments = self._second_moments()
@@ -282,3 +154,26 @@ class _Rest:
         mean = shape.origin + shape.means.mean
         weight = shape.rows.vectors.all()
         return squared_loss(moments, weight, shape.constant, shape.bias, mean, self._settings.ridge)
+
+
+def _warn_below_floor(nc1: float, dtype: torch.dtype | None) -> None:
+    floor = NC1_FLOORS.get(dtype, 0.0) if dtype is not None else 0.0
+    if 0 <= nc1 < floor:
+        name = str(dtype).removeprefix("torch.")
+        warnings.warn(
+            f"nc1 has fallen below {floor:g}, where the rounding of {name} features decides it: "
+            "give float32 features, or train with precision='32-true', to see further down",
+            stacklevel=2,  # the same words every time: Python shows them once
+        )
+
+
+def shape_values(names: Iterable[str], shape: Shape) -> dict[str, float]:
+    """Compute those of the metrics that the geometry decides."""
+    return {name: SHAPE[name](shape) for name in names if name in SHAPE}
+
+
+def _defined(name: str, *, alone: bool) -> bool:
+    """Whether a metric is defined for the classes there are; of a single one hardly any is."""
+    return (
+        not alone or CATALOGUE[name].group in ("nc4", "diagnostics") or name == "feature_norm_mean"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Final
@@ -19,6 +20,7 @@ from ncmonitor.centres import Centres
 from ncmonitor.classifier import Classifier, Scorer
 from ncmonitor.companions import Block, Companion, Margin
 from ncmonitor.moments import ClassMoments
+from ncmonitor.ranks import Alone
 
 #: Elements of a block of logits or distances: wide enough for a matrix product at full speed.
 SCORE_ELEMENTS: Final = 2**22
@@ -95,6 +97,17 @@ class FirstLook:
             wrong = (predicted != labels) & (labels < self.moments.num_classes)
             self._wrong = self._wrong.to(predicted.device) + wrong.sum()
         self._loss = self._loss + torch.nan
+
+    def over(self, ranks: Alone) -> FirstLook:
+        """Return the look of all ranks together; the own stays as it is."""
+        if ranks.size == 1:
+            return self
+        total = copy.copy(self)
+        total.moments = self.moments.over(ranks)
+        total.decides = all(ranks.gather(self.decides or not self.samples))
+        for name in ("_wrong", "_broken", "_loss"):
+            setattr(total, name, ranks.sum(getattr(self, name)))
+        return total
 
     def _decide(self, batch: Batch) -> Tensor | None:
         count, samples = self.moments.num_classes, len(batch.labels)
@@ -212,6 +225,17 @@ class SecondLook:
             wrong = (nearest != predicted) & (labels < self.num_classes)
             self._disagreements += wrong.sum()
         self._whitened.index_add_(0, labels, _square_norms(projected.mul_(self.own.inverse)))
+
+    def meet(self, ranks: Alone) -> None:
+        """Make the sums those of all ranks."""
+        if ranks.size == 1:
+            return
+        for name in ("_whitened", "_in_span", "_disagreements", "_correct"):
+            setattr(self, name, ranks.sum(getattr(self, name)))
+        for companion in self.companions:
+            companion.meet(ranks)
+        if self.margin is not None:
+            self.margin.meet(ranks)
 
     def _nearest(
         self, features: Tensor, labels: Tensor, projected: Tensor, position: Tensor

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ncmonitor._checks import InputError, check_whole
 from ncmonitor._labels import IGNORE_INDEX, check_device, check_kind, flatten_tokens
-from ncmonitor._sources import check_first, check_rereadable, check_same, num_classes_of
+from ncmonitor._sources import num_classes_of
 from ncmonitor._tensors import as_tensor, check_floating
-from ncmonitor.bank import DEFAULT_BANK_BYTES, Entry, FeatureBank
+from ncmonitor.bank import DEFAULT_BANK_BYTES, Budget, FeatureBank
 from ncmonitor.catalogue import MetricChoice
 from ncmonitor.classifier import Classifier
-from ncmonitor.evaluate import evaluate
-from ncmonitor.looks import FirstLook
 from ncmonitor.moments import ClassMoments
 from ncmonitor.report import CollapseReport
 from ncmonitor.settings import Settings
-from ncmonitor.shuffle import only_for, relabelled, while_alive
-
-Batch = Sequence[Any]
+from ncmonitor.shuffle import while_alive
+from ncmonitor.study import Batch, Single, Study, run
 
 
 def measure_collapse(
@@ -172,33 +169,10 @@ def measure_batches(
     classifier = None if weight is None else Classifier(weight, bias)
     count = num_classes_of(num_classes, classifier, reference)
     settings.check_classes(count)
-    bank = FeatureBank(bank_bytes, in_memory=isinstance(batches, (list, tuple)))
-
-    def first_look() -> FirstLook:
-        return FirstLook(count, classifier, settings.ignore_index)
-
-    def again() -> Iterator[Entry]:
-        look = first_look()
-        yield from _entries(batches, look)
-        check_same(first, look, bank.needed)
-
-    first = first_look()
-    for entry in _entries(batches, first):
-        bank.add(*entry)
-    check_first(first, reference)
-    source: Callable[[], Iterable[Entry]] = bank.__iter__
-    if not bank.complete:
-        check_rereadable(batches, bank, times=2 if null_seed is None else 4)
-        source = again
-    report = evaluate(first, source(), reference, settings)
-    if null_seed is None:
-        return report
-    try:  # a null that fails must not take the measurement with it
-        look, entries = relabelled(first_look(), source, bank.labels, null_seed)
-        null: CollapseReport | Exception = evaluate(look, entries, reference, settings)
-    except Exception as error:
-        null = error
-    return replace(report, shuffle=only_for(null_seed, null))
+    budget = Budget(bank_bytes, in_memory=isinstance(batches, (list, tuple)))
+    study = Study(count, classifier, settings, FeatureBank(budget), reference)
+    [report] = run([study], Single(batches), null_seed=null_seed)
+    return report
 
 
 def _batch_of(features: Any, labels: Any, logits: Any) -> Batch:
@@ -222,16 +196,3 @@ def _classes_of(batch: Batch, ignore_index: int) -> int:
             "are others, without samples here"
         )
     return int(counted.max()) + 1 if len(counted) else 2
-
-
-def _entries(batches: Iterable[Batch], look: FirstLook) -> Iterator[Entry]:
-    for batch in batches:
-        if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
-            kind = type(batch).__name__
-            size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
-            raise InputError(
-                "expected batches of (features, labels) or (features, labels, logits), "
-                f"got a {kind}{size}"
-            )
-        features, labels, *logits = map(as_tensor, batch)
-        yield look.update(features, labels, *logits)

@@ -18,6 +18,7 @@ from ncmonitor._tensors import (
     exact_arithmetic,
     working_dtype,
 )
+from ncmonitor.ranks import Alone
 from ncmonitor.sums import Sums
 
 
@@ -219,6 +220,30 @@ class ClassMoments:
         total = copy.copy(self)
         total.sums = self.sums.plus(other.sums)
         total._extremes = _widened(self._extremes, other._extremes.to(self.sums.device))
+        return total
+
+    def over(self, ranks: Alone) -> ClassMoments:
+        """Return the moments of all ranks' data together; neither changes the own nor shares it.
+
+        Raises:
+            InputError: On every rank, if dimension or precision differ between ranks.
+        """
+        total = copy.copy(self)
+        mine = None if self.feature_dtype is None else (self.dim, self.feature_dtype)
+        kinds = {kind for kind in ranks.gather(mine) if kind is not None}
+        if len(kinds) > 1:
+            raise InputError(f"ranks have features of different dimension or precision: {kinds}")
+        if not kinds:
+            return total
+        [(dim, total.feature_dtype)] = kinds
+        sums = self.sums
+        if mine is None:  # no sample came to this rank
+            dtype = working_dtype(torch.empty(0, dtype=total.feature_dtype))
+            sums = Sums.empty(self.num_classes, dim, dtype, ranks.device, scatter=self.scatter)
+        total.sums = sums.over(ranks)
+        low, high = self._extremes.to(sums.device) * torch.tensor([1, -1], device=sums.device)
+        extremes = ranks.smallest(torch.stack([low, high]))
+        total._extremes = torch.stack([extremes[0], -extremes[1]])
         return total
 
     # -- carrying --------------------------------------------------------------------------------

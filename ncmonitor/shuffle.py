@@ -12,6 +12,7 @@ from torch import Tensor
 from ncmonitor._checks import InputError
 from ncmonitor.bank import Entry
 from ncmonitor.looks import FirstLook
+from ncmonitor.ranks import ALONE, Alone
 
 if TYPE_CHECKING:
     from ncmonitor.report import CollapseReport
@@ -20,7 +21,11 @@ Source = Callable[[], Iterable[Entry]]
 
 
 def relabelled(
-    look: FirstLook, source: Source, labels: Sequence[Tensor], seed: int
+    look: FirstLook,
+    source: Source,
+    labels: Sequence[Tensor],
+    seed: int,
+    ranks: Alone = ALONE,
 ) -> tuple[FirstLook, Iterator[Entry]]:
     """Take a first look at a stream with shuffled labels, and prepare the second.
 
@@ -31,15 +36,12 @@ def relabelled(
         source: Returns the entries of the stream, from the start.
         labels: Of all entries, in order.
         seed: Of the permutation; no global generator is touched.
+        ranks: Those whose labels are shuffled together.
 
     Returns:
         The look, and the entries for the second.
     """
-    every = torch.cat(list(labels))
-    kept = (every < look.moments.num_classes).nonzero().squeeze(1)  # the others are left out
-    order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))
-    shuffled = every.clone()
-    shuffled[kept] = every[kept[order.to(kept.device)]]
+    shuffled = _permuted(labels, look.moments.num_classes, seed, ranks)
     parts = torch.split(shuffled, [len(part) for part in labels])
 
     def entries() -> Iterator[Entry]:
@@ -54,6 +56,18 @@ def relabelled(
     for entry in entries():
         look.replay(*entry)
     return look, entries()
+
+
+def _permuted(labels: Sequence[Tensor], num_classes: int, seed: int, ranks: Alone) -> Tensor:
+    """Return this rank's share of all ranks' labels in another order."""
+    own = torch.cat([torch.empty(0, dtype=torch.int64), *(part.cpu() for part in labels)])
+    shares = ranks.gather(own)
+    every = torch.cat(shares)
+    kept = (every < num_classes).nonzero().squeeze(1)  # the others are left out
+    order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))
+    every[kept] = every[kept[order]]
+    share = torch.split(every, [len(share) for share in shares])[ranks.rank]
+    return share.to(labels[0].device) if len(labels) else share
 
 
 def while_alive(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ncmonitor import _tensors
 from ncmonitor._tensors import Scratch
+from ncmonitor.ranks import Alone
 
 #: Elements up to which the class means are tabulated in float64: 64 MiB.
 TABLE_ELEMENTS = 2**23
@@ -158,6 +159,19 @@ class Sums:
             getattr(total, name).add_(getattr(other, name))
         if total.outer is not None and other.outer is not None:
             total.outer += other.outer
+        return total
+
+    def over(self, ranks: Alone) -> Sums:
+        """Return the sums of all ranks, about the references of the first rank that has each."""
+        total = self.to(self.device)
+        seen = total.counts > 0
+        owner = ranks.smallest(torch.where(seen, ranks.rank, ranks.size))
+        mine = (owner == ranks.rank)[:, None]
+        total._rebase(ranks.sum(torch.where(mine, total.references, 0.0)))
+        for name in ("counts", "shifts", "squares", "lengths"):
+            setattr(total, name, ranks.sum(getattr(total, name)))
+        if total.outer is not None:
+            total.outer = ranks.sum(total.outer)
         return total
 
     def _rebase(self, references: Tensor) -> None:

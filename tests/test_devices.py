@@ -13,7 +13,7 @@ from cases import BY_NAME
 from ncmonitor import _tensors
 from ncmonitor._tensors import home
 from ncmonitor.classifier import Classifier
-from ncmonitor.evaluate import _Rest, shape_of
+from ncmonitor.evaluate import Evaluation
 from ncmonitor.looks import FirstLook
 from ncmonitor.settings import Settings
 
@@ -70,7 +70,7 @@ def test_no_batch_of_either_look_waits_for_the_device(metrics: str) -> None:
         entries += [first.update(*batch) for batch in batches[1:]]
     assert waits.seen == []
     settings = Settings.of(metrics)
-    second = _Rest(first, shape_of(first, settings), settings).look(None)
+    second = Evaluation(first, None, settings).second
     second.update(*entries[0])
     with Waits() as waits:
         for entry in entries[1:]:

@@ -17,7 +17,7 @@ from agreement import assert_agree, fast, flat
 from cases import BY_NAME, Case, seeded
 from ncmonitor import ClassMoments, InputError, collapse_report, measure_collapse
 from ncmonitor._checks import MeasurementError
-from ncmonitor.bank import FeatureBank
+from ncmonitor.bank import Budget, FeatureBank
 
 NOISY = BY_NAME["noisy"]
 X, Y = NOISY.features, NOISY.labels
@@ -124,16 +124,16 @@ def test_data_that_changes_between_the_readings_is_noticed(change: str) -> None:
 
 
 def test_batches_in_memory_are_kept_as_they_are_without_limit() -> None:
-    bank = FeatureBank(1, in_memory=True)
+    bank = FeatureBank(Budget(1, in_memory=True))
     bank.add(X, Y, None)
     ((features, labels, _),) = bank
-    assert bank.complete
+    assert bank.budget.enough
     assert features.data_ptr() == X.data_ptr()
     assert labels.data_ptr() == Y.data_ptr()
 
 
 def test_the_bank_keeps_copies_that_hold_no_larger_memory_alive() -> None:
-    bank, features, labels = FeatureBank(), X.clone(), Y.clone()
+    bank, features, labels = FeatureBank(Budget()), X.clone(), Y.clone()
     bank.add(features[:10, :4], labels[:10], None)
     features.zero_()  # a loader that reuses its buffer
     labels.zero_()
@@ -144,13 +144,14 @@ def test_the_bank_keeps_copies_that_hold_no_larger_memory_alive() -> None:
 
 
 def test_the_bank_empties_itself_past_its_budget_and_counts_on() -> None:
-    bank = FeatureBank(2 * 320)
+    budget = Budget(2 * 320)
+    bank = FeatureBank(budget)
     for number in (1, 2):
         bank.add(X[:5, :16], Y[:5], None)
-        assert (bank.complete, bank.needed) == (True, number * 320)
+        assert (budget.enough, budget.needed) == (True, number * 320)
     for number in (3, 4):
         bank.add(X[:5, :16], Y[:5], None)
-        assert (bank.complete, bank.needed, list(bank)) == (False, number * 320, [])
+        assert (budget.enough, budget.needed, list(bank)) == (False, number * 320, [])
 
 
 # -- what comes out --------------------------------------------------------------------------------
