@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import torch
 
+from ncmonitor.callbacks.progress import Overhead
 from ncmonitor.callbacks.rows import Row, history_row
 from ncmonitor.catalogue import METRIC_NAMES
 from ncmonitor.history import known_columns
@@ -24,26 +26,42 @@ class Ledger:
         metrics: The run's metrics, by column.
         rows: One per measured epoch and split.
         seconds: Time spent measuring in this process.
+        started: When the fit began, on the clock of ``time.perf_counter``.
     """
 
     def __init__(self, tpt_accuracy: float) -> None:
         self.metrics: tuple[str, ...] = METRIC_NAMES
         self.rows: list[Row] = []
         self.seconds = 0.0
+        self.started: float | None = None
+        self._ended: float | None = None
         self._clock = PhaseClock(tpt_accuracy)
         self._wd_time = 0.0
 
     def begin(self, epoch: int, *, resumed: bool) -> None:
         """Start at ``epoch``: a new run from nothing, a resumed one from its checkpoint."""
+        self.started, self._ended, self.seconds = time.perf_counter(), None, 0.0
         if not resumed:
-            self.rows, self._wd_time, self.seconds = [], 0.0, 0.0
+            self.rows, self._wd_time = [], 0.0
             self._clock = PhaseClock(self._clock.accuracy)
         self.rows = [row for row in self.rows if int(row["epoch"]) <= epoch]
 
+    def end(self) -> None:
+        """Stop the clock of the fit."""
+        self._ended = time.perf_counter()
+
+    @property
+    def overhead(self) -> Overhead:
+        """What measuring has cost since the fit began."""
+        if self.started is None:
+            return Overhead()
+        passed = (self._ended or time.perf_counter()) - self.started
+        return Overhead(self.seconds, self.seconds / passed)
+
     @property
     def epochs(self) -> list[int]:
-        """The measured epochs, ascending."""
-        return sorted({int(row["epoch"]) for row in self.rows})
+        """The measured epochs, ascending; online rows are no measurement."""
+        return sorted({int(row["epoch"]) for row in self.rows if row["split"] == "train"})
 
     def step(self, optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter | None) -> None:
         """Count a step of the optimizer that is about to be made.

@@ -1,46 +1,41 @@
-"""One measurement of everything a trainer has: its splits, at the current weights."""
+"""One measurement of everything a trainer has: its splits and layers, at the current weights."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch import nn
 
 from ncmonitor._checks import InputError
 from ncmonitor._labels import clean_batch
 from ncmonitor._tensors import check_floating
-from ncmonitor.bank import DEFAULT_BANK_BYTES
-from ncmonitor.callbacks.clean_pass import (
-    BatchToXY,
-    CleanPass,
-    Forward,
-    clean_loader,
-    evaluating,
-)
-from ncmonitor.catalogue import CATALOGUE
-from ncmonitor.measure import measure_batches
+from ncmonitor.bank import Budget, FeatureBank
+from ncmonitor.callbacks import loaders
+from ncmonitor.callbacks.averaging import measured_weights
+from ncmonitor.callbacks.clean_pass import CleanPass, evaluating
+from ncmonitor.callbacks.options import Options
+from ncmonitor.callbacks.precision import PassPrecision
+from ncmonitor.callbacks.progress import measuring
+from ncmonitor.callbacks.strategies import one_network, ranks_of
+from ncmonitor.classifier import Classifier
 from ncmonitor.moments import ClassMoments
+from ncmonitor.ranks import Alone
 from ncmonitor.report import CollapseReport
-from ncmonitor.settings import Settings
+from ncmonitor.study import Study, run
 from ncmonitor.tap import FeatureTap
 
-
-@dataclass(frozen=True)
-class Options:
-    """What the user said about model and data; documented at ``NeuralCollapse``."""
-
-    classifier: str | torch.nn.Module | None = None
-    num_classes: int | None = None
-    splits: tuple[str, ...] = ("train", "val")
-    dataloader: Any = None
-    batch_to_xy: BatchToXY | None = None
-    forward: Forward | None = None
-    bank_bytes: int = DEFAULT_BANK_BYTES
-    settings: Settings = field(default_factory=Settings)
-    null_seed: int | None = None
+#: Makes a clean loader; takes the batch size that fits into memory, ``None`` for the user's own.
+Source = Callable[[int | None], Any]
+#: Reports by layer; the classifier's own under ``""``.
+Reports = dict[str, CollapseReport]
 
 
 @dataclass
@@ -52,67 +47,112 @@ class Measurement:
         module: The module it trains.
         options: The user's.
         name: Name of the classifier; set by :meth:`probe`.
-        dtype: Precision of its input.
+        layers: Names of the inner layers.
+        dtype: Precision of the classifier's input.
         num_classes: Number of its outputs K.
         dim: Dimension of its input d.
+        batch_size: What fits into memory, once more did not.
+        held: Which weights the last measurement saw: ``"raw"`` or ``"averaged"``.
+        seen: The classifier's state in the last measurement of the training set.
     """
 
     trainer: pl.Trainer
     module: pl.LightningModule
     options: Options
     name: str = field(default="", init=False)
+    layers: tuple[str, ...] = field(default=(), init=False)
     dtype: str = field(default="", init=False)
     num_classes: int = field(default=0, init=False)
     dim: int = field(default=0, init=False)
+    batch_size: int | None = field(default=None, init=False)
+    held: str = field(default="raw", init=False)
+    seen: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        """Remember how positions of a map are reduced; token labels keep them."""
+        self._reduce = self.options.reduce
+        self._precision = PassPrecision(self.trainer, self.module, self.options.precision)
+
+    @functools.cached_property
+    def head(self) -> nn.Module:
+        """The classifier."""
+        classifier = self._tap().classifier
+        assert classifier is not None  # probed
+        return classifier
 
     @property
-    def parameter(self) -> torch.nn.Parameter | None:
+    def ranks(self) -> Alone:
+        """The processes that measure together."""
+        return ranks_of(self.trainer, self.module)
+
+    @property
+    def parameter(self) -> nn.Parameter | None:
         """The classifier's weight as the optimizer holds it; ``None`` if it is parametrised.
 
         Never computed: reading a parametrised weight in training mode may change it (spectral
         norm makes a step of its power iteration).
         """
-        module = self.module.get_submodule(self.name)
-        return module._parameters.get("weight")
+        return self.head._parameters.get("weight")
 
-    def classifier_state(self) -> dict[str, torch.Tensor]:
-        """Return a copy of the classifier's state, which tells one set of weights from another."""
-        prefix = f"{self.name}."
-        state = self.module.state_dict()
-        return {k: value.clone() for k, value in state.items() if k.startswith(prefix)}
+    def move(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Measure another trainer's module from now on, of the same architecture."""
+        self.trainer, self.module = trainer, module
+        self._precision = PassPrecision(trainer, module, self.options.precision)
+        vars(self).pop("head", None)
 
-    def loaders(self) -> dict[str, Any]:
-        """Return clean loaders by split, the training set first.
+    # -- data --------------------------------------------------------------------------------------
+
+    def sources(self) -> dict[str, Source]:
+        """Return what makes clean loaders, by split, the training set first.
 
         Validation loaders that Lightning has not set up yet are left out.
 
         Raises:
-            InputError: If there are several training loaders, or one that may have no end.
+            InputError: If it is not clear which loader to read, or one may have no end.
         """
-        given = self.options.dataloader
-        source = given() if callable(given) else given
-        source = self.trainer.train_dataloader if source is None else source
-        if isinstance(source, (dict, list, tuple)):
-            raise InputError(
-                "the trainer has several training loaders; pass dataloader= the one to measure"
-            )
-        trainer = self.trainer
-        limited = is_dry_run(trainer) or _overfits(trainer)
-        batches = trainer.num_training_batches if given is None else math.inf
-        if batches == math.inf and trainer.max_epochs == -1 and _has_no_length(source):
+        trainer, given = self.trainer, self.options.dataloader
+        key = given if isinstance(given, (str, int)) else None
+        ours = given is None or key is not None
+        chosen = trainer.train_dataloader if ours else given() if callable(given) else given
+        chosen = loaders.choose(chosen, key)
+        batches = trainer.num_training_batches if ours else math.inf
+        if batches == math.inf and trainer.max_epochs == -1 and _has_no_length(chosen):
             raise InputError(
                 "the training data has no length and the trainer no last epoch (max_steps alone), "
                 "so the data may have no end; pass dataloader= a finite loader, or "
                 "Trainer(limit_train_batches=...)"
             )
-        loaders = {"train": clean_loader(source, batches, limited=limited and given is None)}
+        limited = ours and (is_dry_run(trainer) or bool(getattr(trainer, "overfit_batches", False)))
+        found = {"train": self._source(chosen, batches, limited=limited)}
         if "val" in self.options.splits:
-            found = _several(trainer.val_dataloaders)
-            counts = _several(trainer.num_val_batches) or [math.inf] * len(found)
-            for index, (loader, count) in enumerate(zip(found, counts, strict=False)):
-                split = "val" if len(found) == 1 else f"val{index}"
-                loaders[split] = clean_loader(loader, count, limited=is_dry_run(trainer))
-        return loaders
+            several = loaders.several(trainer.val_dataloaders)
+            counts = trainer.num_val_batches or [math.inf] * len(several)
+            counts = counts if isinstance(counts, list) else [counts]
+            for index, (loader, count) in enumerate(zip(several, counts, strict=False)):
+                split = "val" if len(several) == 1 else f"val{index}"
+                found[split] = self._source(loader, count, limited=is_dry_run(trainer))
+        return found
+
+    def test_source(self) -> Source:
+        """Return the source of the trainer's test set, of the first if there are several."""
+        return self._source(loaders.several(self.trainer.test_dataloaders)[0], math.inf)
+
+    def _source(self, loader: Any, batches: float, *, limited: bool = False) -> Source:
+        ranks = self.ranks
+
+        def make(batch_size: int | None) -> Any:
+            return loaders.clean_loader(
+                loader,
+                batches,
+                limited=limited,
+                rank=ranks.rank,
+                ranks=ranks.size,
+                batch_size=batch_size,
+            )
+
+        return make
+
+    # -- before the first step ---------------------------------------------------------------------
 
     def probe(self) -> None:
         """Find the classifier by one training batch; whatever fails is a misconfiguration.
@@ -120,10 +160,14 @@ class Measurement:
         Raises:
             InputError: With what to pass instead.
         """
-        loader = self.loaders()["train"]
-        with evaluating(self.trainer, self.module), self._tap() as tap:
+        with self.ranks.together():
+            self._probe(self.sources()["train"](None))
+
+    def _probe(self, loader: Any) -> None:
+        with self._prepared(), self._tap() as tap:
+            reading = self._pass(loader, tap)
             try:
-                features, labels, logits = next(iter(self._pass(loader, tap)))
+                (features, labels, logits), *_ = next(iter(reading))
             except InputError:
                 raise
             except StopIteration:
@@ -134,59 +178,16 @@ class Measurement:
                     f"{type(error).__name__}: {error}. It calls module(inputs) with the first "
                     "element of the batch; pass forward= or batch_to_xy= if yours needs more"
                 ) from error
-        self.name, self.dtype = tap.name, str(features.dtype).removeprefix("torch.")
+        self.name, self.layers = tap.name, tap.layer_names
+        self.dtype = str(features.dtype).removeprefix("torch.")
         self.num_classes, self.dim = logits.shape[-1], features.shape[-1]
         self._check_classes()
         settings = self.options.settings
         settings.check_classes(self.num_classes)
         check_floating(features)
+        if labels.ndim > 1 and self._reduce == "gap":
+            self._reduce = "tokens"
         clean_batch(features, labels, self.num_classes, settings.ignore_index, logits)
-
-    def facts(self) -> dict[str, Any]:
-        """Describe what is measured and how, for the run's record."""
-        settings = self.options.settings
-        sizes = {split: _size(loader) for split, loader in self.loaders().items()}
-        return {
-            "classifier": self.name,
-            "num_classes": self.num_classes,
-            "feature_dim": self.dim,
-            "feature_dtype": self.dtype,
-            "convention": settings.convention.name,
-            "metrics": [name for name in settings.names if not CATALOGUE[name].default],
-            "ridge": settings.ridge,
-            "superclasses": None if settings.superclasses is None else list(settings.superclasses),
-            "ignore_index": settings.ignore_index,
-            "null_seed": self.options.null_seed,
-            "splits": {split: size for split, size in sizes.items() if size is not None},
-        }
-
-    def measure(self, loader: Any, reference: ClassMoments | None = None) -> CollapseReport:
-        """Run the network over a clean loader and return the report; of train with its null.
-
-        Args:
-            loader: One of :meth:`loaders`.
-            reference: Moments of the training set, for every other split.
-        """
-        with evaluating(self.trainer, self.module), self._tap() as tap:
-            classifier = self.module.get_submodule(self.name)
-            return measure_batches(
-                self._pass(loader, tap),
-                classifier.weight,
-                getattr(classifier, "bias", None),
-                reference=reference,
-                settings=self.options.settings,
-                bank_bytes=self.options.bank_bytes,
-                null_seed=self.options.null_seed if reference is None else None,
-            )
-
-    def _tap(self) -> FeatureTap:
-        return FeatureTap(self.module, self.name or self.options.classifier)
-
-    def _pass(self, loader: Any, tap: FeatureTap) -> CleanPass:
-        options = self.options
-        return CleanPass(
-            self.trainer, self.module, loader, tap, options.batch_to_xy, options.forward
-        )
 
     def _check_classes(self) -> None:
         outputs, asked = self.num_classes, self.options.num_classes
@@ -201,40 +202,120 @@ class Measurement:
                 "pass classifier= the right layer, or leave num_classes out"
             )
 
+    # -- the measurement ---------------------------------------------------------------------------
+
+    def measure(
+        self,
+        source: Source,
+        references: Mapping[str, ClassMoments] | None = None,
+        share: float | None = None,
+    ) -> Reports:
+        """Run the network over a split and return the reports; of train with its null.
+
+        Out of memory, the batches are halved until they fit.
+
+        Args:
+            source: One of :meth:`sources`.
+            references: Moments of the training set by layer, for every other split.
+            share: Expected share of the fit's time, for the progress bar.
+        """
+        while True:
+            loader = source(self.batch_size)
+            try:
+                return self._measure(loader, references or {}, share)
+            except torch.OutOfMemoryError:
+                size = self.batch_size or getattr(loader, "batch_size", None)
+                if not isinstance(size, int) or size < 2:
+                    raise
+                self.batch_size = size // 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            if self.trainer.is_global_zero:
+                warnings.warn(
+                    f"out of memory while measuring with batches of {size}: trying "
+                    f"{self.batch_size} from here on",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+
+    def _measure(
+        self, loader: Any, references: Mapping[str, ClassMoments], share: float | None
+    ) -> Reports:
+        options = self.options
+        with (
+            self._prepared(remember=not references),
+            self._tap() as tap,
+            measuring(self.trainer, _length(loader), share) as advance,
+        ):
+            head = Classifier(tap.weight, tap.bias)
+            budget = Budget(options.bank_bytes)
+            studies = [
+                Study(
+                    self.num_classes,
+                    None if layer else head,
+                    options.settings,
+                    FeatureBank(budget),
+                    references.get(layer),
+                )
+                for layer in ("", *self.layers)
+            ]
+            seed = None if references else options.null_seed
+            reports = run(studies, self._pass(loader, tap, advance), self.ranks, seed)
+        return dict(zip(("", *self.layers), reports, strict=True))
+
+    @contextlib.contextmanager
+    def _prepared(self, *, remember: bool = False) -> Iterator[None]:
+        """Evaluate the chosen weights, the same on every rank, in the chosen precision.
+
+        Args:
+            remember: Whether to keep the classifier as :attr:`seen`.
+        """
+        trainer, module = self.trainer, self.module
+        with (
+            evaluating(trainer, module),
+            measured_weights(trainer, module, self.options.weights) as self.held,
+            one_network(module, self.ranks),
+        ):
+            if remember:
+                self.seen = {k: value.clone() for k, value in self.head.state_dict().items()}
+            with self._precision.whole():
+                yield
+
+    def _tap(self) -> FeatureTap:
+        layers = self.layers if self.name else self.options.layers
+        return FeatureTap(
+            self.module,
+            self.name or self.options.classifier,
+            layers=layers,
+            reduce=self._reduce,
+        )
+
+    def _pass(
+        self, loader: Any, tap: FeatureTap, advance: Callable[[], None] | None = None
+    ) -> CleanPass:
+        return CleanPass(
+            self.trainer,
+            self.module,
+            loader,
+            tap,
+            self._precision,
+            batch_to_xy=self.options.batch_to_xy,
+            forward=self.options.forward,
+            advance=advance,
+        )
+
 
 def is_dry_run(trainer: pl.Trainer) -> bool:
     """Tell whether the trainer only tries a few batches (``fast_dev_run``)."""
     return bool(getattr(trainer, "fast_dev_run", False))  # set outside of Trainer's own class
 
 
-def _overfits(trainer: pl.Trainer) -> bool:
-    return bool(getattr(trainer, "overfit_batches", False))
-
-
-def clean_test_loader(trainer: pl.Trainer) -> Any:
-    """Return a clean loader of the trainer's test set, the first if there are several."""
-    return clean_loader(_several(trainer.test_dataloaders)[0])
-
-
-def _size(loader: Any) -> int | None:
-    """Return the number of samples a clean loader gives, where that is known beforehand."""
-    try:
-        return len(loader.sampler)
-    except (AttributeError, TypeError):
-        return None
-
-
 def _has_no_length(loader: Any) -> bool:
+    return _length(loader) is None
+
+
+def _length(loader: Any) -> int | None:
     try:
-        len(loader)
+        return len(loader)
     except TypeError:
-        return True
-    return False
-
-
-def _several(loaders: Any) -> list[Any]:
-    if loaders is None:
-        return []
-    if isinstance(loaders, dict):
-        return list(loaders.values())
-    return list(loaders) if isinstance(loaders, (list, tuple)) else [loaders]
+        return None

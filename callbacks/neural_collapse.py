@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,39 +11,32 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from ncmonitor._checks import InputError, MeasurementError, check_whole
+from ncmonitor._checks import InputError
 from ncmonitor._labels import IGNORE_INDEX
 from ncmonitor.bank import DEFAULT_BANK_BYTES
+from ncmonitor.callbacks import mailbox
 from ncmonitor.callbacks._base import Base
-from ncmonitor.callbacks.clean_pass import BatchToXY, Forward
-from ncmonitor.callbacks.console import console_lines
+from ncmonitor.callbacks.averaging import Weights, check_weights
+from ncmonitor.callbacks.batches import BatchToXY, Forward
 from ncmonitor.callbacks.ledger import Ledger
-from ncmonitor.callbacks.measurement import (
-    Measurement,
-    Options,
-    clean_test_loader,
-    is_dry_run,
-)
-from ncmonitor.callbacks.monitors import check_monitors
-from ncmonitor.callbacks.rows import (
-    Row,
-    log_key,
-    log_values,
-    metric_columns,
-    names_of,
-)
+from ncmonitor.callbacks.measurement import Measurement, is_dry_run
+from ncmonitor.callbacks.monitors import check_monitors, monitors_of
+from ncmonitor.callbacks.options import Options, layers_of
+from ncmonitor.callbacks.precision import check_precision
+from ncmonitor.callbacks.progress import Overhead
+from ncmonitor.callbacks.rows import layer_split, log_keys, log_values, metric_columns
 from ncmonitor.callbacks.run_log import RunLog, default_run_dir
-from ncmonitor.callbacks.schedule import Schedule, scheduled_epochs
+from ncmonitor.callbacks.schedule import Schedule, scheduled_epochs, warn_unreachable
+from ncmonitor.callbacks.session import Session, facts
+from ncmonitor.callbacks.strategies import check_strategy
 from ncmonitor.callbacks.wandb_axes import define_axes, record_measurement
-from ncmonitor.history import NULL_SPLIT, history_frame
+from ncmonitor.history import NULL_SPLIT, ONLINE_SPLIT, history_frame, read_history
 from ncmonitor.report import CollapseReport
 from ncmonitor.settings import Settings
-from ncmonitor.tap import FeatureTap
+from ncmonitor.tap import FeatureTap, Reduce
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_ON_ERROR = ("warn", "raise")
 
 
 class NeuralCollapse(Base):
@@ -55,19 +47,35 @@ class NeuralCollapse(Base):
     callback, for a forward and a data set without state of their own. Logged through ``log_dict``
     as ``nc/<split>/<metric>`` and ``nc/tpt/<name>`` against ``nc/epoch``, the number of completed
     epochs (0: the untrained network); kept in :attr:`history`, in the run's ``history.csv`` and in
-    checkpoints.
+    checkpoints. Works on one device and under DDP with any number of ranks, whose shares of the
+    data are measured together; sharded strategies are refused.
 
     Args:
-        classifier: The last linear layer by name or as a module, when it cannot be found.
+        classifier: The last linear layer by name, shell pattern or as a module, when it cannot be
+            found.
         num_classes: Number of classes, checked against the classifier's outputs.
-        schedule: ``"every_epoch"``, a period, a list of completed epochs, ``"log"`` or
-            ``"papyan"``; the untrained network and the last epoch are always measured.
+        schedule: ``"every_epoch"`` (the default), a period, a list of completed epochs, ``"log"``
+            or ``"papyan"``; the untrained network and the last epoch are always measured, with
+            ``online=True`` by default nothing else. If another callback monitors one of our keys,
+            the first epoch is measured too.
         splits: What to measure: ``"train"`` first, and ``"val"``.
-        dataloader: Replaces the training loader for the measurement, e.g. one without random
-            augmentation; a loader or a function that returns one.
-        batch_to_xy: From a batch to (inputs, labels), when it is no such pair.
+        layers: Inner layers to measure in the same pass, by name, pattern or as modules, or
+            ``"all"``: logged as ``nc/<split>/layer/<layer>/<metric>``.
+        reduce: From a layer's map to features: ``"gap"``, the mean over positions, ``"flatten"``,
+            ``"tokens"``, every position a sample with a label of its own, or a function.
+        dataloader: What to measure instead of the training loader, e.g. one without random
+            augmentation: a loader, a function that returns one, or the key of one of several.
+        batch_to_xy: From a batch to (inputs, labels), when they cannot be told.
         forward: ``forward(module, inputs)`` runs the network, when ``module(inputs)`` does not.
-        bank_bytes: Memory for features between the two looks; past it the network runs twice.
+        bank_bytes: Memory on each rank for the features of all layers between the two looks; past
+            it the network runs twice.
+        precision: ``"trainer"`` runs the network as the trainer does, ``"full"`` in float32
+            without autocast and TF32. Sums and metrics are float64 in either case.
+        weights: ``"validation"``, the weights that Lightning validates (averaged ones under
+            ``WeightAveraging``), ``"raw"``, ``"averaged"``, or a function of trainer and module
+            that returns a context manager which puts them there.
+        online: Also take moments of the features that the training steps themselves see, without
+            a pass, logged as ``nc/train/<metric>_online``: moving weights, training mode.
         run_dir: Folder for ``history.csv`` and ``run.json``; ``None`` puts them beside the run's
             checkpoints.
         on_error: ``"warn"`` turns a failed measurement into a row of ``nan`` and goes on;
@@ -86,8 +94,8 @@ class NeuralCollapse(Base):
         verbose: Print one line per measured epoch.
 
     Attributes:
-        report: The last report of the training set.
-        overhead_seconds: Time spent measuring so far.
+        after_measurement: Functions of ``(trainer, pl_module, epoch)``, called once an epoch is
+            in :attr:`history`.
 
     Raises:
         InputError: Before the first training step, if the model or data cannot be measured.
@@ -103,12 +111,17 @@ class NeuralCollapse(Base):
         classifier: str | torch.nn.Module | None = None,
         *,
         num_classes: int | None = None,
-        schedule: Schedule = "every_epoch",
-        splits: tuple[str, ...] = ("train", "val"),
+        schedule: Schedule | None = None,
+        splits: Sequence[str] = ("train", "val"),
+        layers: str | torch.nn.Module | Sequence[str | torch.nn.Module] = (),
+        reduce: Reduce = "gap",
         dataloader: Any = None,
         batch_to_xy: BatchToXY | None = None,
         forward: Forward | None = None,
         bank_bytes: int = DEFAULT_BANK_BYTES,
+        precision: str = "trainer",
+        weights: Weights = "validation",
+        online: bool = False,
         run_dir: str | Path | None = None,
         on_error: str = "warn",
         prefix: str = "nc",
@@ -122,41 +135,36 @@ class NeuralCollapse(Base):
         verbose: bool = True,
     ) -> None:
         super().__init__()
-        if on_error not in _ON_ERROR:
-            raise InputError(f"on_error= must be one of {_ON_ERROR}, but is {on_error!r}")
-        if "train" not in splits or not set(splits) <= {"train", "val"}:
-            raise InputError(
-                f"splits= must be ('train',) or ('train', 'val'), but is {tuple(splits)!r}: the "
-                "train means are what the other split is measured against"
-            )
+        if schedule is None:
+            schedule = [] if online else "every_epoch"
         if not isinstance(schedule, (str, int, np.integer)):
             schedule = list(schedule)  # a generator could be read once only
         scheduled_epochs(schedule, max_epochs=1)  # a wrong schedule should fail here
-        self.schedule, self.on_error, self.prefix = schedule, on_error, prefix
-        self.verbose = verbose
-        self._given_dir = None if run_dir is None else Path(run_dir)
-        self._run_dir = self._given_dir
-        self.report: CollapseReport | None = None
-        check_whole("bank_bytes", bank_bytes)
-        if null_seed is not None:
-            check_whole("null_seed", null_seed)
+        self.schedule, self.prefix, self.verbose = schedule, prefix, verbose
+        self.after_measurement: list[Callable[[pl.Trainer, pl.LightningModule, int], None]] = []
         self._options = Options(
             classifier=classifier,
             num_classes=num_classes,
             splits=tuple(splits),
+            layers=layers_of(layers),
+            reduce=reduce,
             dataloader=dataloader,
             batch_to_xy=batch_to_xy,
             forward=forward,
             bank_bytes=bank_bytes,
+            precision=precision,
+            weights=weights,
+            online=online,
+            on_error=on_error,
             settings=Settings.of(metrics, convention, superclasses, ridge, ignore_index),
-            null_seed=None if null_seed is None else int(null_seed),
+            null_seed=null_seed,
         )
-        #: Called as ``listener(trainer, pl_module, epoch)`` once an epoch is in :attr:`history`.
-        self.after_measurement: list[Callable[[pl.Trainer, pl.LightningModule, int], None]] = []
+        self._given_dir = None if run_dir is None else Path(run_dir)
+        self._run_dir = self._given_dir
+        self._address = mailbox.new_address()
         self._ledger = Ledger(tpt_accuracy)
-        self._measured: dict[str, torch.Tensor] = {}
-        self._measurement: Measurement | None = None
-        self._log: RunLog | None = None
+        self._session: Session | None = None
+        self._owes_first = False  # to callbacks that monitor our keys
 
     # -- what a user may override or read ----------------------------------------------------------
 
@@ -169,13 +177,28 @@ class NeuralCollapse(Base):
         return epoch % plan == 0 if isinstance(plan, int) else epoch in plan
 
     @property
+    def report(self) -> CollapseReport | None:
+        """The last report of the training set; ``None`` before the first, or if it failed."""
+        return None if self._session is None else self._session.trained.get("")
+
+    @property
+    def layer_reports(self) -> dict[str, CollapseReport]:
+        """The last reports of the inner layers on the training set, by name."""
+        trained = {} if self._session is None else self._session.trained
+        return {layer: report for layer, report in trained.items() if layer}
+
+    @property
     def history(self) -> pd.DataFrame:
         """Everything measured so far: one row per epoch and split, columns as in the catalogue."""
+        folder = None if self._ledger.rows else self.run_dir
+        if folder is not None and self._session is None and (folder / "history.csv").is_file():
+            return read_history(folder)  # of processes that trained for this one
         return history_frame(self._ledger.rows)
 
     @property
     def run_dir(self) -> Path | None:
         """Folder of this run's files: as given, else as found when training started."""
+        self._run_dir = mailbox.collect(self._address) or self._run_dir
         return self._run_dir
 
     @run_dir.setter
@@ -183,9 +206,9 @@ class NeuralCollapse(Base):
         self._given_dir = self._run_dir = Path(folder)
 
     @property
-    def overhead_seconds(self) -> float:
-        """Time spent measuring in this process."""
-        return self._ledger.seconds
+    def overhead(self) -> Overhead:
+        """What measuring has cost in this process: seconds, and their share of the fit."""
+        return self._ledger.overhead
 
     # -- Lightning's hooks -------------------------------------------------------------------------
 
@@ -193,57 +216,95 @@ class NeuralCollapse(Base):
         """Refuse at once what could only fail later."""
         if stage != "fit":
             return
-        self._measurement = None
-        if trainer.world_size > 1:
-            raise InputError(
-                "NeuralCollapse measures in one process, but this trainer has "
-                f"{trainer.world_size}; use Trainer(devices=1)"
-            )
+        self._session = None
+        check_strategy(trainer)
+        check_precision(trainer, self._options.precision)
         scheduled_epochs(self.schedule, trainer.max_epochs)
         check_monitors(trainer, self.prefix)
-        FeatureTap(pl_module, self._options.classifier)
+        if not _grows_later(pl_module):
+            self._check_model(trainer, pl_module)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse what only a complete model shows; its own ``setup`` has run by now."""
+        warn_unreachable(self.schedule, trainer.max_epochs)
+        self._check_model(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the classifier, open the files and measure the untrained network."""
         epoch = trainer.current_epoch
         self._ledger.begin(epoch, resumed=trainer.global_step > 0)
-        self._measurement = Measurement(trainer, pl_module, self._options)
-        self._measurement.probe()
+        measurement = Measurement(trainer, pl_module, self._options)
+        measurement.probe()
         if "val" in self._options.splits and not trainer.enable_validation:
             warnings.warn("no validation data: only the training set is measured", stacklevel=2)
-        self._open(trainer, self._measurement)
+        self._session = self._opened(trainer, measurement)
+        if self._options.online:
+            self._session.listen()
         known = self._ledger.epochs
-        if not known or (epoch not in known and self.should_measure(epoch, trainer)):
-            self._measure_and_log(trainer, epoch)
-            self._tell(trainer, pl_module, epoch)
+        if not known or (epoch not in known and self._is_scheduled(epoch, trainer)):
+            self._measure_outside(trainer, pl_module, epoch)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Listen to the training step, in online mode."""
+        if self._session is not None and self._session.online is not None:
+            self._session.online.before()
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Take in what the training step has seen, in online mode."""
+        if self._session is not None and self._session.online is not None:
+            self._session.online.after(batch)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Advance the weight-decay clock by the step that is about to be made."""
-        if self._measurement is not None:
-            self._ledger.step(optimizer, self._measurement.parameter)
+        if self._session is not None:
+            self._ledger.step(optimizer, self._session.measurement.parameter)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure if this epoch is scheduled, and log where monitors can see it."""
+        if self._session is None:
+            return
         epoch = trainer.current_epoch + 1
-        if epoch == trainer.max_epochs or self.should_measure(epoch, trainer):
-            values = self._measure(trainer, epoch, pl_module.print)
-            if not trainer.barebones:
-                _log_dict(pl_module, values)
+        rows = self._session.measure_online(epoch)
+        last = epoch == trainer.max_epochs
+        due = last or self._owes_first or self._is_scheduled(epoch, trainer)
+        if due:
+            rows += self._session.measure(epoch, pl_module.print if self.verbose else None)
+            self._owes_first = False
+        if rows and not trainer.barebones:
+            _log_dict(pl_module, log_values(rows, self.prefix))
+        if due:
             self._tell(trainer, pl_module, epoch)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the last epoch if early stopping or ``max_steps`` made it the last."""
+        if self._session is None:
+            return
         if trainer.current_epoch > max(self._ledger.epochs, default=-1):
-            self._measure_and_log(trainer, trainer.current_epoch)
-            self._tell(trainer, pl_module, trainer.current_epoch)
-        if self._log is not None:
-            self._log.finish(self.overhead_seconds)
+            self._measure_outside(trainer, pl_module, trainer.current_epoch)
+        self._ledger.end()
+        self._session.finish()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Take the hooks off a module whose training step has failed."""
+        if self._session is not None and self._session.online is not None:
+            self._session.online.stop()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say so if Lightning skipped the fit because there is nothing to train on."""
-        if self._measurement is None and trainer.num_training_batches == 0:
+        if self._session is None and trainer.num_training_batches == 0:
             raise InputError(
                 "the training loader is empty, so nothing was trained or measured: expected at "
                 "least one batch (drop_last=True drops a data set smaller than one batch)"
@@ -251,19 +312,17 @@ class NeuralCollapse(Base):
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the test set against the last train means, as ``nc/test/...``."""
-        if self.report is None or self._measurement is None or self._log is None:
+        session = self._session
+        if session is None or not session.trained:
             return
-        if not self._at_measured_weights(pl_module):
+        if not session.knows_weights_of(pl_module):
             warnings.warn(
                 "the test set is not measured: the weights are not those of the last measurement "
                 "of the training set, whose class means it needs",
                 stacklevel=2,
             )
             return
-        self._measurement.trainer, self._measurement.module = trainer, pl_module
-        rows = [self._row("test", clean_test_loader(trainer), trainer.current_epoch)]
-        self._ledger.rows += rows
-        self._log.append(rows)
+        rows = session.measure_test(trainer, pl_module)
         _log_dict(pl_module, log_values(rows, self.prefix))
 
     def state_dict(self) -> dict[str, Any]:
@@ -286,114 +345,70 @@ class NeuralCollapse(Base):
 
     # -- the work ----------------------------------------------------------------------------------
 
+    def _check_model(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        options = self._options
+        check_weights(trainer, module, options.weights)
+        FeatureTap(module, options.classifier, layers=options.layers, reduce=options.reduce)
+
+    def _opened(self, trainer: pl.Trainer, measurement: Measurement) -> Session:
+        """Open the run's files and tell the loggers what will come and how it is measured."""
+        dry, options = is_dry_run(trainer), self._options
+        how = facts(measurement) | {"schedule": str(self.schedule)}
+        if how["data_deterministic"] == 0:
+            warnings.warn(
+                "a training sample read twice differs (random augmentation): it is measured as it "
+                "comes; pass dataloader= a loader without augmentation to measure the clean data",
+                stacklevel=2,
+            )
+        self._ledger.metrics = metric_columns(options.settings.names, measurement.num_classes)
+        keys = log_keys(self.prefix, _splits(measurement, options), self._ledger.metrics)
+        check_monitors(trainer, self.prefix, keys)
+        self._owes_first = bool(monitors_of(trainer, self.prefix))
+        if not dry:
+            define_axes(trainer.loggers, f"{self.prefix}/epoch", keys)
+            record_measurement(trainer.loggers, how)
+        self._run_dir = self._given_dir or default_run_dir(trainer)
+        log = RunLog(self._run_dir, active=trainer.is_global_zero and not dry)
+        with measurement.ranks.together():  # only rank zero finds out that it cannot write
+            log.start(self._ledger.rows, how, trainer.max_epochs or -1, self._ledger.metrics)
+        if log.active:
+            mailbox.leave(self._address, self._run_dir, trainer)
+        return Session(measurement, self._ledger, log)
+
+    def _is_scheduled(self, epoch: int, trainer: pl.Trainer) -> bool:
+        """Ask the user's policy, which need not be the same on every rank."""
+        assert self._session is not None  # made by on_train_start
+        wanted = self.should_measure(epoch, trainer)
+        return bool(self._session.measurement.ranks.gather(wanted)[0])
+
+    def _measure_outside(self, trainer: pl.Trainer, module: pl.LightningModule, epoch: int) -> None:
+        """Measure outside an epoch: ``log_dict`` and the bar's ``print`` drop what they get."""
+        assert self._session is not None
+        say = print if self.verbose and trainer.is_global_zero else None
+        values = log_values(self._session.measure(epoch, say), self.prefix)
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
+        self._tell(trainer, module, epoch)
+
     def _tell(self, trainer: pl.Trainer, module: pl.LightningModule, epoch: int) -> None:
         for listener in self.after_measurement:
             listener(trainer, module, epoch)
 
-    def _open(self, trainer: pl.Trainer, measurement: Measurement) -> None:
-        """Open the run's files and tell the loggers what will come and how it is measured."""
-        facts = measurement.facts() | {"schedule": str(self.schedule)}
-        names = self._options.settings.names
-        self._ledger.metrics = metric_columns(names, measurement.num_classes)
-        if not is_dry_run(trainer):
-            # Validation may be set up only when it is first due.
-            splits = dict.fromkeys([*measurement.loaders(), *self._options.splits, "test"])
-            splits |= {} if self._options.null_seed is None else {NULL_SPLIT: None}
-            keys = {
-                log_key(self.prefix, split, name): name
-                for split in splits
-                for name in names_of(split, self._ledger.metrics)
-            }
-            define_axes(trainer.loggers, f"{self.prefix}/epoch", keys)
-            record_measurement(trainer.loggers, facts)
-        self._run_dir = self._given_dir or default_run_dir(trainer)
-        writes = trainer.is_global_zero and not is_dry_run(trainer)
-        self._log = RunLog(self._run_dir, active=writes)
-        epochs = trainer.max_epochs or -1
-        self._log.start(self._ledger.rows, facts, epochs, self._ledger.metrics)
 
-    def _measure_and_log(self, trainer: pl.Trainer, epoch: int) -> None:
-        """Measure outside an epoch: ``log_dict`` and the bar's ``print`` drop what they get."""
-        values = self._measure(trainer, epoch, print)
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=trainer.global_step)
+def _grows_later(module: pl.LightningModule) -> bool:
+    """Tell whether a module may make layers in hooks of its own that run after our ``setup``."""
+    hooks = (getattr(type(module), name) for name in ("setup", "configure_model"))
+    return any(
+        h.__module__.partition(".")[0] not in ("pytorch_lightning", "lightning") for h in hooks
+    )
 
-    def _measure(
-        self, trainer: pl.Trainer, epoch: int, say: Callable[[str], None]
-    ) -> dict[str, float]:
-        """Measure every split, keep and write the rows, and return what is to be logged."""
-        assert self._measurement is not None  # made by on_train_start, as is the log
-        assert self._log is not None
-        position = len(self._ledger.epochs)
-        rows = [self._row(*each, epoch) for each in self._loaders(epoch).items()]
-        if self._options.null_seed is not None:
-            step = self._measurement.trainer.global_step
-            rows.append(self._ledger.row(epoch, step, NULL_SPLIT, self._null(epoch), 0.0))
-        self._ledger.rows += rows
-        self._log.append(rows)
-        if self.verbose:
-            for line in console_lines(rows[0], position):
-                say(line)
-        return log_values(rows, self.prefix)
 
-    def _loaders(self, epoch: int) -> dict[str, Any]:
-        assert self._measurement is not None
-        try:
-            return self._measurement.loaders()
-        except Exception as error:
-            self._excuse("train", epoch, error)
-            return {"train": None}
-
-    def _at_measured_weights(self, module: pl.LightningModule) -> bool:
-        state = module.state_dict()
-        return all(torch.equal(state[k], value) for k, value in self._measured.items())
-
-    def _row(self, split: str, loader: Any, epoch: int) -> Row:
-        assert self._measurement is not None
-        started = time.perf_counter()
-        report = self._report(split, loader, epoch)
-        if split == "train":  # also if None: no split is measured against means of older weights
-            self.report = report
-            self._measured = self._measurement.classifier_state()
-        seconds = time.perf_counter() - started
-        step = self._measurement.trainer.global_step
-        return self._ledger.row(epoch, step, split, report, seconds)
-
-    def _report(self, split: str, loader: Any, epoch: int) -> CollapseReport | None:
-        """Return the report of a split, or ``None`` with a warning if it cannot be had."""
-        assert self._measurement is not None
-        if loader is None or (split != "train" and self.report is None):
-            return None  # it, or its reference, failed, which has been said
-        reference = None if split == "train" or self.report is None else self.report.moments
-        try:
-            report = self._measurement.measure(loader, reference)
-            if split == "train" and report.n_classes_present < 2:
-                raise InputError("the training set holds one class; neural collapse needs two")
-            return report
-        except Exception as error:
-            self._excuse(split, epoch, error)
-            return None
-
-    def _null(self, epoch: int) -> CollapseReport | None:
-        """Return the report of the shuffled labels, measured with that of the training set."""
-        assert self._options.null_seed is not None
-        try:
-            return None if self.report is None else self.report.null(self._options.null_seed)
-        except Exception as error:
-            self._excuse(NULL_SPLIT, epoch, error)
-            return None
-
-    def _excuse(self, split: str, epoch: int, error: Exception) -> None:
-        """Turn a failed measurement into a warning, unless it is a mistake known from the start."""
-        wrong_input = isinstance(error, InputError) and not isinstance(error, MeasurementError)
-        if self.on_error == "raise" or (wrong_input and not self._ledger.rows):
-            raise error
-        warnings.warn(
-            f"neural collapse of {split} after epoch {epoch} is nan, training goes on: "
-            f"{type(error).__name__}: {error}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+def _splits(measurement: Measurement, options: Options) -> list[str]:
+    """Return every split that may come, also those that are set up only when first due."""
+    splits = dict.fromkeys([*measurement.sources(), *options.splits, "test"])
+    inner = [layer_split(split, layer) for split in splits for layer in measurement.layers]
+    null = [] if options.null_seed is None else [NULL_SPLIT]
+    return [*splits, *inner, *null, *([ONLINE_SPLIT] if options.online else [])]
 
 
 def _log_dict(module: pl.LightningModule, values: dict[str, float]) -> None:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from ncmonitor.catalogue import CATALOGUE, FIT_NAMES, METRIC_NAMES, PHASE_NAMES, quantity_of
-from ncmonitor.history import NULL_SPLIT
+from ncmonitor.history import LAYER_MARK, NULL_SPLIT, ONLINE_SPLIT
+from ncmonitor.metrics import SHAPE
 from ncmonitor.report import PER_CLASS_KEYS, CollapseReport
 
 Row = dict[str, "float | int | str"]
@@ -23,17 +24,31 @@ def metric_columns(names: Sequence[str], num_classes: int) -> tuple[str, ...]:
     return tuple(columns)
 
 
+def layer_split(split: str, layer: str) -> str:
+    """Return the pseudo-split of an inner layer: its rows stand beside those of the split."""
+    return f"{split}{LAYER_MARK}{layer}"
+
+
 def names_of(split: str, metrics: Sequence[str] = METRIC_NAMES) -> list[str]:
     """Return what is measured on a split: classifier-only metrics and the clock under train.
 
     Args:
-        split: As in the log keys.
+        split: As in the log keys; an inner layer has no classifier, online mode one look.
         metrics: The run's, from :func:`metric_columns`.
     """
     if split == "train":
         return [*FIT_NAMES, *metrics, *PHASE_NAMES]
+    if split == ONLINE_SPLIT:
+        return [*FIT_NAMES, *(name for name in metrics if name in SHAPE)]
     own = [name for name in metrics if not _once(name)]
+    if LAYER_MARK in split:
+        return [name for name in own if not _needs(name)]
     return own if split == NULL_SPLIT else [*FIT_NAMES, *own]
+
+
+def _needs(name: str) -> str:
+    quantity = quantity_of(name)
+    return "" if quantity is None else quantity.needs
 
 
 def _once(name: str) -> bool:
@@ -74,7 +89,22 @@ def history_row(
 
 def log_key(prefix: str, split: str, name: str) -> str:
     """Return the log key of a quantity."""
+    if split == ONLINE_SPLIT:
+        return f"{prefix}/train/{name}_online"
     return f"{prefix}/{'tpt' if name in PHASE_NAMES else split}/{name}"
+
+
+def log_keys(prefix: str, splits: Iterable[str], metrics: Sequence[str]) -> dict[str, str]:
+    """Return every key that may be logged, with the name of its quantity.
+
+    Args:
+        prefix: First part of every key.
+        splits: Those that may be measured.
+        metrics: The run's, from :func:`metric_columns`.
+    """
+    return {
+        log_key(prefix, split, name): name for split in splits for name in names_of(split, metrics)
+    }
 
 
 def log_values(rows: Iterable[Row], prefix: str) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterable
 from typing import Any, Final
 
@@ -53,6 +54,20 @@ def scheduled_epochs(schedule: Schedule, max_epochs: int | None) -> Collection[i
             f"schedule= must list completed epochs (0, 1, ...), got {', '.join(wrong)}"
         )
     return {int(epoch) for epoch in epochs}
+
+
+def warn_unreachable(schedule: Schedule, max_epochs: int | None) -> None:
+    """Warn of listed epochs that the run will not reach."""
+    if max_epochs is None or max_epochs < 1 or isinstance(schedule, (str, int, np.integer)):
+        return
+    beyond = sorted(int(epoch) for epoch in schedule if epoch > max_epochs)
+    if beyond:
+        shown = ", ".join(map(str, beyond[:5])) + (", ..." if len(beyond) > 5 else "")
+        warnings.warn(
+            f"schedule= lists {shown}, but the run ends after max_epochs={max_epochs}: these "
+            "epochs are not measured",
+            stacklevel=2,
+        )
 
 
 def _named(schedule: str, max_epochs: int | None) -> Collection[int]:

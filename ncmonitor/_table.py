@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ncmonitor.history import NULL_SPLIT
+from ncmonitor.history import LAYER_MARK, NULL_SPLIT, ONLINE_SPLIT
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 def split_names(history: pd.DataFrame) -> list[str]:
-    """Return the splits of the table, train first."""
-    return sorted(set(history["split"]), key=lambda s: (s != "train", s == NULL_SPLIT, s))
+    """Return the splits of the table without those of inner layers, train first."""
+    names = {split for split in history["split"] if LAYER_MARK not in split}
+    return sorted(names, key=lambda s: (s != "train", s == NULL_SPLIT, s))
 
 
 def split_rows(history: pd.DataFrame, split: str) -> pd.DataFrame:
@@ -22,7 +23,7 @@ def split_rows(history: pd.DataFrame, split: str) -> pd.DataFrame:
 
 def other_split(history: pd.DataFrame) -> str | None:
     """Return the first split that is not the training set: validation where there is one."""
-    others = set(history["split"]) - {"train", NULL_SPLIT}
+    others = set(split_names(history)) - {"train", NULL_SPLIT, ONLINE_SPLIT}
     names = sorted(others, key=lambda s: (not s.startswith("val"), s))
     return names[0] if names else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Iterable
@@ -9,8 +10,10 @@ from typing import Final
 
 import torch
 
+from ncmonitor._sources import check_first
 from ncmonitor.catalogue import CATALOGUE
 from ncmonitor.centres import Centre, Centres
+from ncmonitor.classifier import Classifier
 from ncmonitor.companions import Companion, Directional, Fuzziness, Margin, Scatter
 from ncmonitor.geometry import Span
 from ncmonitor.looks import FirstLook, SecondLook
@@ -154,6 +157,34 @@ class Evaluation:
         mean = shape.origin + shape.means.mean
         weight = shape.rows.vectors.all()
         return squared_loss(moments, weight, shape.constant, shape.bias, mean, self._settings.ridge)
+
+
+def first_report(
+    first: FirstLook, classifier: Classifier | None, settings: Settings
+) -> CollapseReport:
+    """Compute what one look alone tells: counts, means, variances and what follows from them.
+
+    Args:
+        first: The look, complete; it need not know the classifier.
+        classifier: The last linear layer as it is now.
+        settings: What to compute; metrics that need a second look are left out.
+    """
+    check_first(first, None)
+    first = copy.copy(first)
+    first.classifier = classifier
+    shape = shape_of(first, settings)
+    alone = len(shape.counts) < 2
+    names = applicable(settings.names, classifier=classifier is not None, decisions=first.decides)
+    names = [name for name in names if name in SHAPE]
+    defined = [name for name in names if _defined(name, alone=alone)]
+    return CollapseReport(
+        dict.fromkeys(names, math.nan) | shape_values(defined, shape),
+        first.moments,
+        error=first.error if first.decides else math.nan,
+        cross_entropy=first.cross_entropy if first.decides else math.nan,
+        samples=first.samples,
+        convention=settings.convention.name,
+    )
 
 
 def _warn_below_floor(nc1: float, dtype: torch.dtype | None) -> None:

@@ -25,6 +25,10 @@ HISTORY_FILE: Final = "history.csv"
 KEYS: Final = ("epoch", "step", "split")
 #: Pseudo-split: the training set with shuffled labels.
 NULL_SPLIT: Final = "null"
+#: Pseudo-split: the features of the training forwards themselves.
+ONLINE_SPLIT: Final = "online"
+#: Stands between a split and the name of an inner layer: ``train/layer/backbone.3``.
+LAYER_MARK: Final = "/layer/"
 #: What every history has; metrics that were asked for come after them.
 COLUMNS: Final = (*KEYS, *FIT_NAMES, *METRIC_NAMES, *PHASE_NAMES, "seconds")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ncmonitor._checks import InputError, check_whole
 from ncmonitor._labels import IGNORE_INDEX
-from ncmonitor.catalogue import METRIC_NAMES, MetricChoice, chosen
+from ncmonitor.catalogue import CATALOGUE, METRIC_NAMES, MetricChoice, chosen
 from ncmonitor.conventions import CONVENTIONS, Convention, convention_named
 
 
@@ -64,6 +64,11 @@ class Settings:
                 f"superclasses= must name one block for each of the {num_classes} classes, "
                 f"got {len(self.superclasses)}"
             )
+
+    @property
+    def extra(self) -> tuple[str, ...]:
+        """What is measured beside the default."""
+        return tuple(name for name in self.names if not CATALOGUE[name].default)
 
     def asks(self, *names: str) -> bool:
         """Whether one of these metrics is wanted."""

@@ -64,7 +64,7 @@ def _permuted(labels: Sequence[Tensor], num_classes: int, seed: int, ranks: Alon
     shares = ranks.gather(own)
     every = torch.cat(shares)
     kept = (every < num_classes).nonzero().squeeze(1)  # the others are left out
-    order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(int(seed)))
     every[kept] = every[kept[order]]
     share = torch.split(every, [len(share) for share in shares])[ranks.rank]
     return share.to(labels[0].device) if len(labels) else share

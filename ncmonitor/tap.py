@@ -1,47 +1,84 @@
-"""The classifier's input while the model runs."""
+"""The classifier's input, and what inner layers give, while the model runs."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ncmonitor import _heads
 from ncmonitor._checks import InputError, nearest
+from ncmonitor._heads import Run
+
+Layer = str | nn.Module
+Seen = dict[str, list[Tensor | None]]  # what each run of each layer gave
+Reduce = Literal["gap", "flatten", "tokens"] | Callable[[Tensor], Tensor]
+
+_REDUCTIONS = ("gap", "flatten", "tokens")
+_CHANNELS_LAST = (nn.Linear, nn.Embedding, nn.MultiheadAttention, nn.RNNBase)
+_CHANNELS_FIRST = (
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._NormBase,  # of instances, too
+    nn.GroupNorm,
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+)
 
 
-class Tapped(NamedTuple):
-    """What one forward pass left at the classifier.
+@dataclass(frozen=True, eq=False)
+class Tapped:
+    """What one forward pass left at the classifier; unpacks as ``features, logits``.
 
     Attributes:
-        features: Its input, detached: ``(B, d)`` for an ordinary image classifier.
-        logits: Its output, detached, ``(B, K)``.
+        features: The classifier's input, detached: ``(B, d)`` for an ordinary image classifier,
+            ``(B, T, d)`` for one that runs on tokens, ``(B, H, W, d)`` for dense prediction by a
+            1x1 convolution. Where such a convolution is averaged over positions afterwards: the
+            mean of its input, ``(B, d)``.
+        logits: Its output, detached, ``(B, K)`` and so on.
+        layers: What each inner layer gave, reduced and detached, by name.
     """
 
     features: Tensor
     logits: Tensor
+    layers: dict[str, Tensor] = field(default_factory=dict)
 
-
-class _Run(NamedTuple):
-    name: str
-    module: nn.Module
-    features: Tensor
-    output: Tensor
+    def __iter__(self) -> Iterator[Tensor]:
+        """Unpack as ``features, logits``."""
+        return iter((self.features, self.logits))
 
 
 class FeatureTap:
-    """Context manager that catches the input and output of the last linear layer.
+    """Context manager that catches input and output of the classifier, and of inner layers.
 
-    The classifier is found at the first :meth:`take`: the ``nn.Linear`` whose output the model
-    returns as its logits. Hooks are gone when the context ends, however it ends.
+    The classifier is found at the first :meth:`take`: the ``nn.Linear`` or 1x1 convolution whose
+    output the model returns as its logits, in whatever shape or nest. Where several do, the one
+    that makes the output's ``logits`` is it, or that the model's ``get_classifier()`` names. Hooks
+    are gone when the context ends, however it ends.
+
+    Names are those before ``torch.compile``: ``_orig_mod.`` is left out, and may be left out. Run
+    a compiled model under ``torch.compiler.set_stance("force_eager")``; its graphs skip hooks.
 
     Args:
         model: Any module.
-        classifier: The last linear layer, by name or as the module itself; ``None`` finds it.
+        classifier: The last linear layer: its name, a shell pattern that matches one linear layer
+            (``"*.fc"``), or the module itself; ``None`` finds it. A named one may be of any class
+            that has a ``(K, d)`` weight.
+        layers: Inner modules to catch too: names, patterns (each may match several) or modules; or
+            ``"all"``: every module that owns a weight of two or more dimensions, except the
+            classifier and what does not run once in a forward pass.
+        reduce: What is kept of each layer's output (of its first tensor, if there are several),
+            at once, so that no map outlives the layer. ``"gap"``: the mean over the positions of
+            ``(B, C, *, *)`` or ``(B, T, d)``, half precision in float32. ``"flatten"``:
+            ``(B, d')``. ``"tokens"``: all positions, channels last. A callable: its value, one
+            row for each sample. With three dimensions, convolutions, pooling and batch norms (also
+            within ``nn.Sequential``) give ``(B, C, T)``, everything else ``(B, T, d)``.
 
     Attributes:
         model: The module that is tapped.
@@ -49,40 +86,69 @@ class FeatureTap:
         name: Its name in the model, ``""`` until found.
 
     Raises:
-        InputError: If the model has no ``nn.Linear``, or no submodule of the given name.
+        InputError: If the model has no linear layer, or nothing of a given name.
 
     Example:
         >>> import torch
         >>> from torch import nn
         >>> from ncmonitor import FeatureTap
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-        >>> with FeatureTap(model) as tap:
+        >>> with FeatureTap(model, layers=["0"]) as tap:
         ...     _ = model(torch.zeros(5, 4))
-        ...     features, logits = tap.take()
-        >>> tap.name, features.shape, logits.shape
-        ('2', torch.Size([5, 3]), torch.Size([5, 2]))
+        ...     tapped = tap.take()
+        >>> tap.name, tapped.features.shape, tapped.logits.shape, tapped.layers["0"].shape
+        ('2', torch.Size([5, 3]), torch.Size([5, 2]), torch.Size([5, 3]))
     """
 
-    def __init__(self, model: nn.Module, classifier: str | nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        classifier: Layer | None = None,
+        *,
+        layers: Layer | Sequence[Layer] = (),
+        reduce: Reduce = "gap",
+    ) -> None:
         self.model = model
         self.classifier: nn.Module | None = None
         self.name = ""
+        if not callable(reduce) and reduce not in _REDUCTIONS:
+            raise InputError(
+                f"reduce= must be 'gap', 'flatten', 'tokens' or a function, but is {reduce!r}"
+                f"{nearest(str(reduce), _REDUCTIONS)}"
+            )
+        self._reduce = reduce
+        self._form: str | None = None  # see _heads.read
+        self._settled = layers != "all"  # whether every layer must run
+        self._layers = _inner(model, layers)
         if classifier is None:
-            _linears(model)  # fail now rather than after a forward pass
+            _heads.heads_of(model)  # fail now rather than after a forward pass
         else:
-            self.name, self.classifier = _named(model, classifier)
-        self._runs: list[_Run] = []
+            self._settle_classifier(*_heads.named_head(model, classifier))
+        self._runs: list[Run] = []
+        self._seen: Seen = {}
         self._output: Any = None
         self._handles: list[RemovableHandle] = []
 
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Names of the inner layers, in the model's order; of ``"all"`` settled by a take."""
+        return tuple(self._layers)
+
+    @property
+    def weight(self) -> Tensor:
+        """The classifier's weight, detached, ``(K, d)``; a parametrised one is computed now."""
+        weight: Tensor = self._known().weight  # type: ignore[assignment]
+        return weight.detach().flatten(1)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The classifier's bias, detached, ``(K,)``; ``None`` if it has none."""
+        bias = getattr(self._known(), "bias", None)
+        return bias.detach() if isinstance(bias, Tensor) else None
+
     def __enter__(self) -> FeatureTap:
         """Place the hooks."""
-        if self.classifier is not None:
-            self._watch(self.name, self.classifier)
-        else:
-            for name, module in _linears(self.model).items():
-                self._watch(name, module)
-            self._handles.append(self.model.register_forward_hook(self._keep_output))
+        self._place()
         return self
 
     def __exit__(
@@ -95,135 +161,199 @@ class FeatureTap:
         self._remove()
 
     def take(self, output: Any = None) -> Tapped:
-        """Return what the last forward pass left at the classifier, and forget it.
+        """Return what the last forward pass left, and forget it.
 
         Args:
-            output: What the model returned; needed at the first call only, and only if the
-                forward pass went through something else than ``model(...)``.
+            output: What the model returned; needed only if the forward pass went through
+                something else than ``model(...)``, and then at the first call (at each call, if
+                a 1x1 convolution is averaged to the logits).
 
         Returns:
-            Features and logits of that pass.
+            Features, logits and inner layers of that pass.
 
         Raises:
-            InputError: If the classifier cannot be told, did not run, or ran more than once.
+            InputError: If the classifier cannot be told, did not run, ran more than once, or its
+                input was overwritten since; if an inner layer did not run, or not once.
         """
-        runs, self._runs = self._runs, []
-        returned, self._output = (self._output if output is None else output), None
+        runs, seen = self._runs, self._seen
+        returned = self._output if output is None else output
+        self.forget()
         if self.classifier is None:
-            chosen = _choose(runs, list(_tensors(returned)))
-            self.name, self.classifier = chosen.name, chosen.module
-            self._remove()
-            self._watch(self.name, self.classifier)
-            runs = [run for run in runs if run.module is self.classifier]
+            chosen = _heads.choose(runs, returned, self.model)
+            runs = [run for run in runs if run.module is chosen.module]
+            name, module = chosen.name, chosen.module
+        else:
+            name, module = self.name, self.classifier
         if len(runs) != 1:
             raise InputError(
-                f"expected the classifier {self.name!r} to run once in a forward pass, but it ran "
+                f"expected the classifier {name!r} to run once in a forward pass, but it ran "
                 f"{len(runs)} times; pass classifier= the layer that makes the logits"
             )
-        return Tapped(runs[0].features, runs[0].output)
+        features, logits, self._form = _heads.read(runs[0], returned, self._form)
+        if self.classifier is None:
+            self._settle_classifier(name, module)
+            self._replace()
+        return Tapped(features, logits, self._take_layers(seen, features))
 
-    def _watch(self, name: str, module: nn.Module) -> None:
-        # A forward hook sees the same input as a pre-hook, and the logits with it.
-        def catch(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            given = args[0] if args else next(iter(kwargs.values()))
-            self._runs.append(_Run(name, module, given.detach(), output.detach()))
+    def forget(self) -> None:
+        """Forget what was caught since the last take, as after a forward pass that failed."""
+        self._runs, self._seen, self._output = [], {}, None
 
-        self._handles.append(module.register_forward_hook(catch, with_kwargs=True))
+    def _take_layers(self, seen: Seen, features: Tensor) -> dict[str, Tensor]:
+        caught: dict[str, Tensor] = {}
+        for name in self._layers:
+            got = seen.get(name, [])
+            if len(got) == 1 and got[0] is not None and _fits(got[0], features):
+                caught[name] = got[0]
+            elif self._settled:
+                raise InputError(f"the layer {name!r} {_fault(got, features)}")
+        if not self._settled:
+            self._layers = {name: self._layers[name] for name in caught}
+            self._settled = True
+            self._replace()
+        return caught
 
-    def _keep_output(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._output = output
+    def _settle_classifier(self, name: str, module: nn.Module) -> None:
+        if not self._settled:
+            self._layers = {n: m for n, m in self._layers.items() if m is not module}
+        elif any(layer is module for layer in self._layers.values()):
+            raise InputError(
+                f"the layer {name!r} is the classifier: its input is measured as the features "
+                "already; leave it out of layers="
+            )
+        self.name, self.classifier = name, module
+
+    def _known(self) -> nn.Module:
+        if self.classifier is None:
+            raise InputError(
+                "the classifier is not known before the first take(); run the model once, or pass "
+                "classifier="
+            )
+        return self.classifier
+
+    # -- hooks -------------------------------------------------------------------------------------
+
+    def _place(self) -> None:
+        known = self.classifier
+        heads = _heads.heads_of(self.model) if known is None else {self.name: known}
+        try:
+            for name, module in heads.items():
+                self._watch(name, module)
+            for name, module in self._layers.items():
+                self._watch_layer(name, module)
+            if known is None or _heads.is_pointwise(known):
+                root = _heads.unwrapped(self.model)
+                self._handles.append(root.register_forward_hook(self._keep_output))
+        except BaseException:
+            self._remove()
+            raise
+
+    def _replace(self) -> None:
+        self._remove()
+        self._place()
 
     def _remove(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles, self._runs, self._output = [], [], None
+        self._handles = []
+        self.forget()
+
+    def _watch(self, name: str, module: nn.Module) -> None:
+        # A forward hook sees the same input as a pre-hook, and the logits with it.
+        def catch(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            given = next(_heads.tensors((args, kwargs)), None)
+            made = next(_heads.tensors(output), None)
+            if given is not None and made is not None:
+                self._runs.append(Run.of(name, module, given, made))
+
+        self._handles.append(module.register_forward_hook(catch, with_kwargs=True))
+
+    def _watch_layer(self, name: str, module: nn.Module) -> None:
+        def catch(module: nn.Module, args: Any, output: Any) -> None:
+            seen = self._seen.setdefault(name, [])
+            # A second run is only counted.
+            seen.append(None if seen else _reduced(name, module, output, self._reduce))
+
+        self._handles.append(module.register_forward_hook(catch))
+
+    def _keep_output(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._output = output
 
 
-def _linears(model: nn.Module) -> dict[str, nn.Module]:
-    found: dict[str, nn.Module] = {
-        name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)
-    }
-    if not found:
-        kinds = sorted({type(m).__name__ for m in model.modules() if not list(m.children())})
-        raise InputError(
-            "the model has no nn.Linear, so there is no linear classifier to watch; its layers "
-            f"are {', '.join(kinds)}. Pass classifier= a module with a (K, d) weight"
-        )
-    return found
+# -- inner layers ----------------------------------------------------------------------------------
 
 
-def _named(model: nn.Module, classifier: str | nn.Module) -> tuple[str, nn.Module]:
-    modules = dict(model.named_modules())
-    if isinstance(classifier, str):
-        if classifier not in modules:
-            raise InputError(
-                f"the model has no module named {classifier!r}{nearest(classifier, modules)}; its "
-                f"linear layers are {', '.join(_linears(model))}"
-            )
-        name, module = classifier, modules[classifier]
+def _inner(model: nn.Module, layers: Layer | Sequence[Layer]) -> dict[str, nn.Module]:
+    if layers == "all":
+        return _heads.weighted_layers(model)
+    return _heads.named_layers(model, [layers] if isinstance(layers, (str, nn.Module)) else layers)
+
+
+def _reduced(name: str, module: nn.Module, output: Any, how: Reduce) -> Tensor | None:
+    """Return what is kept of a layer's output, in memory of its own; ``None`` if it cannot be."""
+    first = next(_heads.tensors(output), None)
+    if first is None or not first.is_floating_point() or first.ndim < 2:
+        return None
+    first = first.detach()
+    if first.ndim == 3 and getattr(module, "batch_first", True) is False:
+        first = first.transpose(0, 1)
+    if callable(how):
+        kept = _called(name, first, how)
+    elif how == "flatten":
+        kept = first.flatten(1)
     else:
-        names = [name for name, module in modules.items() if module is classifier]
-        if not names:
-            raise InputError(
-                f"classifier= is a {type(classifier).__name__} that is no part of the model"
-            )
-        name, module = names[0], classifier
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 2:
+        kept = first.movedim(1, -1) if _channels_first(module, first.ndim) else first
+        if how == "gap" and kept.ndim > 2:
+            half = torch.finfo(kept.dtype).bits < 32
+            positions = tuple(range(1, kept.ndim - 1))
+            kept = kept.mean(positions, dtype=torch.float32 if half else None)
+    # Operations in place that follow (ReLU) would write to a view; a view keeps the map alive, too.
+    own = kept.untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
+    return kept if own else kept.clone()
+
+
+def _called(name: str, output: Tensor, how: Callable[[Tensor], Tensor]) -> Tensor:
+    shape = tuple(output.shape)
+    try:
+        kept = how(output)
+    except Exception as error:
         raise InputError(
-            f"the classifier {name!r} must have a weight of shape (K, d) like nn.Linear, but is "
-            f"a {type(module).__name__}; linear layers here: {', '.join(_linears(model))}"
-        )
-    return name, module
-
-
-def _choose(runs: list[_Run], returned: list[Tensor]) -> _Run:
-    """Return the run whose output the model returned, or, failing that, one it passed on.
-
-    A loss-free wrapper may still change the logits (softmax, temperature, a cast): the last layer
-    of the same shape whose largest entries are the same is then the classifier.
-    """
-    made = {id(run.module): run for run in runs if any(_same(run.output, t) for t in returned)}
-    if len(made) > 1:
+            f"reduce= failed on the output {shape} of the layer {name!r}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(kept, Tensor) or kept.ndim < 2:
+        got = f"shape {tuple(kept.shape)}" if isinstance(kept, Tensor) else type(kept).__name__
         raise InputError(
-            f"two or more linear layers make outputs of the model: {_listed(made.values())}; pass "
-            "classifier= the name of the one to watch"
+            f"reduce= must return a tensor (B, d'), but gave {got} for the output {shape} of the "
+            f"layer {name!r}"
         )
-    if made:
-        return next(iter(made.values()))
-    for run in reversed(runs):
-        if any(t.shape == run.output.shape and _same_winner(run.output, t) for t in returned):
-            return run
-    raise InputError(
-        "no linear layer makes what the model returns (its output should be the logits); pass "
-        f"classifier= one of {_listed(runs) or 'the linear layers, none of which ran'}"
+    return kept.detach()
+
+
+def _channels_first(module: nn.Module, ndim: int) -> bool:
+    if ndim > 3:  # subclasses of LayerNorm exist for maps, and keep channels first
+        return not (isinstance(module, _CHANNELS_LAST) or type(module) is nn.LayerNorm)
+    inside = module.modules() if isinstance(module, nn.Sequential) else [module]
+    for part in reversed(list(inside)):
+        if isinstance(part, (*_CHANNELS_FIRST, *_CHANNELS_LAST, nn.LayerNorm)):
+            return isinstance(part, _CHANNELS_FIRST) and ndim > 2
+    return False
+
+
+def _fits(layer: Tensor, features: Tensor) -> bool:
+    rows = layer.shape[:-1].numel() == features.shape[:-1].numel()  # tokens that were flattened
+    return rows or layer.shape[0] == features.shape[0]
+
+
+def _fault(got: list[Tensor | None], features: Tensor) -> str:
+    if len(got) != 1:
+        return (
+            f"must run once in a forward pass, but ran {len(got)} times; take it out of layers=, "
+            "or name the modules inside or around it"
+        )
+    if got[0] is None:
+        return "gives no floating-point tensor (B, ...); take it out of layers="
+    return (
+        f"gives {got[0].shape[0]} rows for {features.shape[0]} of features, so they cannot be "
+        "matched to samples; take it out of layers="
     )
-
-
-def _same(one: Tensor, two: Tensor) -> bool:
-    place = one.data_ptr() == two.data_ptr() and one.shape == two.shape
-    return place and one.stride() == two.stride()
-
-
-def _same_winner(one: Tensor, two: Tensor) -> bool:
-    return two.is_floating_point() and one.ndim > 0 and one.argmax(-1).equal(two.argmax(-1))
-
-
-def _listed(runs: Any) -> str:
-    shapes = {run.name: tuple(run.module.weight.shape[::-1]) for run in runs}
-    return ", ".join(f"{name!r} ({wide} to {out})" for name, (wide, out) in shapes.items())
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    """Yield every tensor in a nest of tuples, lists, mappings and dataclasses."""
-    if isinstance(output, torch.Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from _tensors(value)
-    elif isinstance(output, (tuple, list)):
-        for value in output:
-            yield from _tensors(value)
-    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
-        for field in dataclasses.fields(output):
-            yield from _tensors(getattr(output, field.name))

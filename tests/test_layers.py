@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 _NUMBERS = {"torch", "numpy", "scipy"}
-_TRAINER = {"pytorch_lightning", "lightning", "torchmetrics"}
+_TRAINER = {"pytorch_lightning", "lightning", "lightning_utilities", "torchmetrics"}
 _PICTURES = {"pandas", "seaborn", "matplotlib"}
 
 #: Folder or file -> what it may import besides the standard library; the longest entry holds.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ncmonitor import FeatureTap, InputError
+from ncmonitor._labels import flatten_tokens
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
 
@@ -99,19 +101,6 @@ def test_a_model_that_is_the_linear_layer_itself_is_tapped() -> None:
     assert logits.equal(model(X))
 
 
-def test_a_real_resnet_is_tapped_at_its_last_layer() -> None:
-    resnet18 = pytest.importorskip("torchvision.models").resnet18
-    model = resnet18(weights=None, num_classes=7).eval()
-    images = torch.randn(2, 3, 32, 32)
-    with torch.no_grad(), FeatureTap(model) as tap:
-        output = model(images)
-        features, logits = tap.take()
-    assert tap.name == "fc"
-    assert features.shape == (2, 512)
-    assert logits.equal(output)
-    torch.testing.assert_close(model.fc(features), output)
-
-
 def test_deep_inside_another_module_the_name_has_its_path() -> None:
     inner = Net()
     model = nn.ModuleDict({"net": nn.ModuleDict({"inner": inner})})
@@ -189,13 +178,446 @@ def test_what_is_caught_tracks_no_gradient_but_training_does() -> None:
     assert model.head.weight.grad.any()
 
 
+# -- 1x1 convolutions ------------------------------------------------------------------------------
+
+
+class ConvNet(nn.Module):
+    """A map of 6 channels, a 1x1 convolution to 3 classes; ``end`` makes the output of its map."""
+
+    def __init__(self, end: Callable[[Tensor], Any], *, dims: int = 2, pool: bool = False) -> None:
+        super().__init__()
+        convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+        mean = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)[dims - 1](1)
+        self.trunk = nn.Sequential(convolution(2, 6, 3, padding=1), nn.Tanh())
+        self.pool = mean if pool else nn.Identity()
+        self.head = convolution(6, 3, 1)
+        self.end = end
+
+    def forward(self, x: Tensor) -> Any:
+        return self.end(self.head(self.pool(self.trunk(x))))
+
+
+def images(dims: int = 2, size: int = 4) -> Tensor:
+    return torch.randn(5, 2, *[size] * dims, generator=torch.Generator().manual_seed(1))
+
+
+POOLED: dict[str, Callable[[Tensor], Any]] = {
+    "flatten": lambda z: z.flatten(1),
+    "squeeze": lambda z: z.squeeze(),
+    "index": lambda z: z[..., 0] if z.ndim == 3 else z[:, :, 0, 0],
+    "view_in_a_dict": lambda z: {"hidden": z + 1, "out": [z.view(5, 3)]},
+    "as_it_is": lambda z: z,
+    "log_softmax": lambda z: functional.log_softmax(z.flatten(1), 1),
+    "double": lambda z: z.double().flatten(1),
+}
+
+
+@pytest.mark.parametrize("kind", POOLED)
+@pytest.mark.parametrize("given", [None, "head"], ids=["searched", "named"])
+@pytest.mark.parametrize("dims", [1, 2])
+def test_a_convolution_after_pooling_is_a_linear_classifier(
+    dims: int, given: str | None, kind: str
+) -> None:
+    model = ConvNet(POOLED[kind], dims=dims, pool=True)
+    with FeatureTap(model, given) as tap:
+        model(images(dims))
+        features, logits = tap.take()
+    assert tap.name == "head"
+    assert features.equal(model.pool(model.trunk(images(dims))).flatten(1))
+    torch.testing.assert_close(logits, functional.linear(features, tap.weight, tap.bias))
+
+
+MEANS: dict[str, Callable[[Tensor], Any]] = {
+    "mean": lambda z: z.mean((2, 3)),
+    "average_pool": lambda z: functional.adaptive_avg_pool2d(z, 1),
+    "one_after_another": lambda z: (z.mean(3).mean(2), z.detach().amax((2, 3))),
+    "beside_another": lambda z: {"max": z.amax((2, 3)), "mean": z.mean((2, 3))},
+    "bfloat16": lambda z: z.bfloat16().mean((2, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", MEANS)
+@pytest.mark.parametrize("given", [None, "head"], ids=["searched", "named"])
+def test_a_convolution_that_is_averaged_has_the_average_of_its_input_as_features(
+    given: str | None, kind: str
+) -> None:
+    model = ConvNet(MEANS[kind])
+    with FeatureTap(model, given) as tap:
+        for x in (images(), 3 * images(size=7), images(size=1)):
+            returned = model(x)
+            returned = returned["mean"] if kind == "beside_another" else returned
+            returned = returned[0] if kind == "one_after_another" else returned
+            features, logits = tap.take()
+            torch.testing.assert_close(features, model.trunk(x).mean((2, 3)))
+            assert logits.equal(returned.flatten(1))
+            close: dict[str, Any] = {"rtol": 2e-2, "atol": 1e-2} if kind == "bfloat16" else {}
+            linear = functional.linear(features, tap.weight, tap.bias)
+            torch.testing.assert_close(logits.float(), linear, **close)
+    assert tap.name == "head"
+
+
+@pytest.mark.parametrize("given", [None, "head"], ids=["searched", "named"])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_dense_prediction_gives_channels_last(dims: int, given: str | None) -> None:
+    model = ConvNet(lambda z: {"out": z}, dims=dims)
+    with FeatureTap(model, given) as tap:
+        for x in (images(dims), images(dims, 2)):
+            output = model(x)["out"]
+            features, logits = tap.take()
+            assert features.equal(model.trunk(x).movedim(1, -1))
+            assert logits.equal(output.movedim(1, -1))
+            torch.testing.assert_close(logits, functional.linear(features, tap.weight, tap.bias))
+    labels = torch.zeros(5, *[2] * dims, dtype=torch.int64)
+    assert flatten_tokens(features, labels)[0].shape == (5 * 2**dims, 6)
+
+
+def test_dense_probabilities_are_dense_prediction_too() -> None:
+    model = ConvNet(lambda z: z.softmax(1))
+    with FeatureTap(model) as tap:
+        model(images())
+        assert tap.take().logits.equal(model.head(model.trunk(images())).movedim(1, -1))
+
+
+UNLIKE: dict[str, tuple[Callable[[Tensor], Any], str]] = {
+    "relu": (lambda z: z.relu().mean((2, 3)), "not linear .in SqueezeNet a ReLU."),
+    "relu_in_place": (lambda z: z.relu_().mean((2, 3)), "not linear .in SqueezeNet a ReLU."),
+    "maximum": (lambda z: z.amax((2, 3)), "not its mean over positions"),
+    "upsampling": (
+        lambda z: functional.interpolate(z, scale_factor=2.0),
+        r"gives \(5, 3, 4, 4\), but the model returns \(5, 3, 8, 8\).*upsampling",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNLIKE)
+@pytest.mark.parametrize("given", [None, "head"], ids=["searched", "named"])
+def test_a_map_that_does_not_become_logits_linearly_is_refused(
+    given: str | None, kind: str
+) -> None:
+    end, message = UNLIKE[kind]
+    model = ConvNet(end)
+    with FeatureTap(model, given) as tap:
+        model(images())
+        with pytest.raises(InputError, match=message):
+            tap.take()
+
+
+def test_an_averaged_map_whose_average_is_unknown_asks_for_it() -> None:
+    model = ConvNet(lambda z: z.mean((2, 3)))
+    with FeatureTap(model, "head") as tap:
+        model.head(model.trunk(images()))
+        with pytest.raises(InputError, match="pass what the model returned"):
+            tap.take()
+
+
+# -- real models -----------------------------------------------------------------------------------
+
+
+def torchvision(name: str) -> nn.Module:
+    models = pytest.importorskip("torchvision.models")
+    if name == "vit":  # vit_b_16 at a size for tests
+        sizes = {"patch_size": 16, "num_layers": 1, "num_heads": 2, "hidden_dim": 8, "mlp_dim": 16}
+        return models.VisionTransformer(image_size=32, num_classes=7, **sizes).eval()
+    quick = {"init_weights": False} if name == "vgg11" else {}
+    return getattr(models, name)(weights=None, num_classes=7, **quick).eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "width"),
+    [
+        ("resnet18", "fc", 512),
+        ("vgg11", "classifier.6", 4096),
+        ("densenet121", "classifier", 1024),
+        ("mobilenet_v3_small", "classifier.3", 1024),
+        ("convnext_tiny", "classifier.2", 768),
+        ("vit", "heads.head", 8),
+    ],
+)
+def test_the_classifiers_of_torchvision_are_found(name: str, head: str, width: int) -> None:
+    model = torchvision(name)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad(), FeatureTap(model) as tap:
+        output = model(x)
+        features, logits = tap.take()
+    assert tap.name == head
+    assert features.shape == (2, width)
+    assert logits.equal(output)
+    torch.testing.assert_close(functional.linear(features, tap.weight, tap.bias), output)
+
+
+@pytest.mark.parametrize("size", [32, 64], ids=["one_position", "a_map"])
+@pytest.mark.parametrize("given", [None, "classifier.1"], ids=["searched", "named"])
+def test_squeezenet_is_refused_for_its_relu(given: str | None, size: int) -> None:
+    model = torchvision("squeezenet1_1")
+    with torch.no_grad(), FeatureTap(model, given) as tap:
+        model(torch.randn(2, 3, size, size))
+        with pytest.raises(InputError, match=r"'classifier.1'.*in SqueezeNet a ReLU"):
+            tap.take()
+
+
+class Timm(nn.Module):
+    """As timm builds models: pooling inside ``forward_head``, ``get_classifier`` on top."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 6, 1)
+        self.global_pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.neck = nn.Linear(6, 6)
+        self.head_drop = nn.Dropout(0.0)
+        self.fc = nn.Linear(6, 3)
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def forward(self, x: Tensor) -> Any:
+        embedding = self.neck(self.global_pool(self.stem(x)))
+        return embedding, self.fc(self.head_drop(embedding))
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["itself", "in_a_child"])
+def test_get_classifier_decides_between_layers_that_make_outputs(inside: bool) -> None:
+    net = Timm()
+    model = nn.Sequential(net) if inside else net
+    with FeatureTap(model) as tap:
+        model(images())
+        assert tap.take().logits.shape == (5, 3)
+    assert tap.classifier is net.fc
+    net.get_classifier = lambda index: net.fc  # type: ignore[assignment,misc]  # another protocol
+    with FeatureTap(model) as tap:
+        model(images())
+        with pytest.raises(InputError, match="two or more linear layers"):
+            tap.take()
+
+
+class ModelOutput(OrderedDict[str, Any]):
+    """What Hugging Face models return: fields that are set are entries, attributes and items."""
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, entry.name)
+            if value is not None:
+                super().__setitem__(entry.name, value)
+
+    def __getitem__(self, key: Any) -> Any:
+        return dict(self.items())[key] if isinstance(key, str) else tuple(self.values())[key]
+
+
+@dataclass
+class SequenceClassifierOutput(ModelOutput):
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+class ForSequenceClassification(nn.Module):
+    """Tokens in, the first token's features to the classifier, loss and hidden states beside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embeddings = nn.Embedding(11, 4)
+        self.dense = nn.Linear(4, 4)
+        self.classifier = nn.Linear(4, 3)
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> SequenceClassifierOutput:
+        hidden = self.dense(self.embeddings(input_ids))
+        logits = self.classifier(hidden[:, 0])
+        loss = None if labels is None else functional.cross_entropy(logits, labels)
+        return SequenceClassifierOutput(loss, logits, (hidden,))
+
+
+@pytest.mark.parametrize("labelled", [False, True], ids=["no_loss", "with_loss"])
+def test_the_layer_that_makes_an_output_called_logits_is_the_classifier(labelled: bool) -> None:
+    model, tokens = ForSequenceClassification(), torch.arange(20).view(5, 4) % 11
+    with FeatureTap(model) as tap:
+        output = model(input_ids=tokens, labels=torch.zeros(5).long() if labelled else None)
+        features, logits = tap.take()
+    assert tap.name == "classifier"
+    assert output.hidden_states is not None
+    assert features.equal(output.hidden_states[0][:, 0])
+    assert logits.equal(output[1 if labelled else 0])
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", ["*.fc", "*f?", "stem*.fc", "stem.[ef]c"])
+def test_a_pattern_that_matches_one_linear_layer_names_it(given: str) -> None:
+    model = nn.Sequential()
+    model.add_module("stem", Timm())
+    with FeatureTap(model, given) as tap:
+        model(images())
+        assert tap.take().logits.shape == (5, 3)
+    assert tap.name == "stem.fc"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("*.head", r"no linear layer that matches '\*.head'.*are trunk.0, trunk.2, head"),
+        ("hea?s", r"no linear layer that matches 'hea\?s'; did you mean 'head'"),
+        ("trunk.?", r"must match one linear layer, but matches 2: trunk.0, trunk.2; pass"),
+        (3, "takes names, patterns and modules, but got 3"),
+    ],
+    ids=["none", "near", "two", "number"],
+)
+def test_a_pattern_must_match_exactly_one_linear_layer(given: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        FeatureTap(Net(), given)
+
+
+class Compiled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net: Any = torch.compile(Net())
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net(x)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [None, "net.head", "net._orig_mod.head", "*.head", "net._orig_mod.h*", "module", "wrapper"],
+)
+@pytest.mark.parametrize("whole", [False, True], ids=["part", "whole"])
+def test_compiled_modules_keep_their_names(whole: bool, given: Any) -> None:
+    inner = Compiled()
+    inner.net._orig_mod.head = torch.compile(inner.net.head)
+    head = inner.net._orig_mod.head
+    model: Any = torch.compile(inner) if whole else inner
+    given = {"module": head._orig_mod, "wrapper": head}.get(given, given)
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        for again in (given, "net.head"):
+            with FeatureTap(model, again, layers=["net.trunk.0"]) as tap:
+                output = model(X)
+                tapped = tap.take()
+            assert (tap.name, tap.classifier) == ("net.head", head._orig_mod)
+            assert tapped.logits.equal(output)
+            assert list(tapped.layers) == ["net.trunk.0"]
+    assert hooks(model) == 0
+
+
+def test_a_second_name_of_the_classifier_is_a_name_too() -> None:
+    model = Net()
+    model.alias = model.head
+    with FeatureTap(model, "alias") as tap:
+        model(X)
+        tap.take()
+    assert (tap.name, tap.classifier) == ("alias", model.head)
+
+
+# -- weight and bias -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolution", "parametrised", "without_bias"])
+def test_weight_and_bias_have_the_shapes_of_a_linear_layer(kind: str) -> None:
+    head: nn.Module = nn.Linear(3, 2, bias=kind != "without_bias")
+    if kind == "convolution":
+        head = nn.Conv2d(3, 2, 1)
+    if kind == "parametrised":
+        head = nn.utils.parametrizations.weight_norm(head)
+    tap = FeatureTap(nn.Sequential(head), "0")
+    assert tap.weight.shape == (2, 3)
+    assert tap.weight.flatten().equal(head.weight.flatten())  # type: ignore[operator]
+    assert not tap.weight.requires_grad
+    if kind == "without_bias":
+        assert tap.bias is None
+    else:
+        assert tap.bias is not None
+        assert tap.bias.equal(head.bias)  # type: ignore[arg-type]
+    if kind in ("linear", "convolution"):
+        assert tap.weight.data_ptr() == head.weight.data_ptr()  # type: ignore[operator]
+
+
+def test_weight_and_bias_are_refused_before_the_classifier_is_known() -> None:
+    tap = FeatureTap(Net())
+    for read in (lambda: tap.weight, lambda: tap.bias):
+        with pytest.raises(InputError, match="not known before the first take"):
+            read()
+    with tap:
+        tap.model(X)
+        tap.take()
+    assert tap.weight.shape == (3, 3)
+
+
+class Own(nn.Module):
+    """A classifier of another class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T
+
+
+@pytest.mark.parametrize("given", [None, "0", "?"])
+@pytest.mark.parametrize("kind", [lambda: nn.Linear(4, 3), Own], ids=["linear", "own_class"])
+def test_tapping_computes_no_parametrised_weight(
+    kind: Callable[[], nn.Module], given: str | None
+) -> None:
+    if kind is Own and given is None:
+        pytest.skip("a class of one's own must be named")
+    head = nn.utils.parametrizations.spectral_norm(kind())
+    model = nn.Sequential(head)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with FeatureTap(model, given, layers="all"):
+        pass
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+
+
+# -- written to afterwards -------------------------------------------------------------------------
+
+
+class Overwriting(Net):
+    """Uses the hidden layer once more after the head, in place."""
+
+    def forward(self, x: Tensor) -> Any:
+        hidden = self.trunk(x)
+        logits = self.head(hidden)
+        hidden.mul_(2)
+        return logits
+
+
+@pytest.mark.parametrize("given", [None, "head"], ids=["searched", "named"])
+def test_features_that_were_overwritten_after_the_head_ran_are_refused(given: str | None) -> None:
+    model = Overwriting()
+    with torch.no_grad(), FeatureTap(model, given) as tap:
+        model(X)
+        with pytest.raises(InputError, match=r"'head' was overwritten in place.*out of place"):
+            tap.take()
+
+
+def test_in_place_operations_before_the_head_are_nobodys_business() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(inplace=True), nn.Linear(3, 2))
+    with torch.no_grad(), FeatureTap(model) as tap:
+        model(X)
+        assert tap.take().features.equal(model[:2](X))
+
+
+def test_tensors_of_inference_mode_are_caught_though_they_count_no_writes() -> None:
+    model = Net()
+    with torch.inference_mode(), FeatureTap(model) as tap:
+        model(X)
+        assert tap.take().features.equal(model.trunk(X))
+
+
+def test_what_a_failed_pass_left_can_be_forgotten() -> None:
+    model = Net()
+    with FeatureTap(model, "head") as tap:
+        model(-X)
+        tap.forget()
+        model(X)
+        assert tap.take().features.equal(model.trunk(X))
+
+
 # -- what is refused -------------------------------------------------------------------------------
 
 
 def test_a_model_without_linear_layer_lists_what_it_has() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
     with pytest.raises(
-        InputError, match=r"has no nn.Linear.* its layers are AdaptiveAvgPool2d, Conv2d, ReLU"
+        InputError,
+        match=r"no nn.Linear and no 1x1 conv.* its layers are AdaptiveAvgPool2d, Conv2d, ReLU",
     ):
         FeatureTap(model)
 
@@ -217,6 +639,22 @@ def test_two_heads_are_listed_with_their_sizes() -> None:
     with FeatureTap(model, "other") as tap:
         model(X)
         assert tap.take().logits.shape == (5, 2)
+
+
+def test_two_heads_stay_two_when_the_model_returns_views_of_their_outputs() -> None:
+    class Two(ConvNet):
+        other: nn.Module
+
+        def forward(self, x: Tensor) -> Any:
+            hidden = self.pool(self.trunk(x))
+            return self.head(hidden).flatten(1), self.other(hidden)[:, :, 0, 0]
+
+    model = Two(lambda z: z, pool=True)
+    model.other = nn.Conv2d(6, 2, 1)
+    with FeatureTap(model) as tap:
+        model(images())
+        with pytest.raises(InputError, match=r"two or more.*'head' \(6 to 3\), 'other' \(6 to 2\)"):
+            tap.take()
 
 
 def test_a_model_that_returns_its_loss_lists_its_layers() -> None:
@@ -260,9 +698,25 @@ def test_a_wrong_classifier_is_refused_in_words(given: Any, message: str) -> Non
         FeatureTap(Net(), given)
 
 
-def test_a_convolution_is_no_classifier() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(4, 2))
-    with pytest.raises(InputError, match=r"'0' must have a weight of shape .* is a Conv2d; .* 2$"):
+@pytest.mark.parametrize(
+    "changes",
+    [{"kernel_size": 3}, {"stride": 2}, {"padding": 1}, {"groups": 2}, {"kernel_size": (1, 3)}],
+    ids=str,
+)
+def test_a_convolution_that_mixes_positions_or_skips_some_is_no_classifier(
+    changes: dict[str, Any],
+) -> None:
+    convolution = nn.Conv2d(4, 4, **({"kernel_size": 1} | changes))
+    model = nn.Sequential(convolution, nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(InputError, match=r"'0' must have a weight .* is a Conv2d; .* 2$"):
+        FeatureTap(model, "0")
+    with pytest.raises(InputError, match=r"has no nn.Linear and no 1x1 convolution"):
+        FeatureTap(nn.Sequential(convolution))
+
+
+def test_an_embedding_is_no_classifier_though_its_weight_has_two_dimensions() -> None:
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 2))
+    with pytest.raises(InputError, match=r"'0' must have a weight of shape .* but is a Embedding"):
         FeatureTap(model, "0")
 
 

@@ -1,0 +1,116 @@
+"""Online mode: the features of the training forward itself, at no extra pass."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from ncmonitor._checks import InputError
+from ncmonitor._tensors import as_tensor
+from ncmonitor.callbacks.batches import BatchToXY
+from ncmonitor.classifier import Classifier
+from ncmonitor.evaluate import first_report
+from ncmonitor.looks import FirstLook
+from ncmonitor.ranks import Alone
+from ncmonitor.report import CollapseReport
+from ncmonitor.settings import Settings
+from ncmonitor.tap import FeatureTap
+
+
+class Online:
+    """Moments of the features that the training steps of one epoch see.
+
+    Weights move between the batches, BatchNorm and dropout are in training mode, augmentation is
+    on: another quantity than a measurement, and logged under another name.
+
+    Args:
+        module: The module under training.
+        classifier: Name of its classifier.
+        num_classes: K.
+        settings: What to compute of what one look can tell.
+        batch_to_xy: Splits a batch into inputs and labels.
+    """
+
+    def __init__(
+        self,
+        module: pl.LightningModule,
+        classifier: str,
+        num_classes: int,
+        settings: Settings,
+        batch_to_xy: BatchToXY,
+    ) -> None:
+        self._module, self._num_classes = module, num_classes
+        self._settings, self._batch_to_xy = settings, batch_to_xy
+        self._tap = FeatureTap(module, classifier)
+        self._inside = contextlib.ExitStack()
+        self._failure: Exception | None = None
+        self._look = self._fresh()
+
+    def before(self) -> None:
+        """Listen to the training step that is about to be made."""
+        self._inside.enter_context(self._tap)
+
+    def after(self, batch: Any) -> None:
+        """Take in what the training step has seen, unless an earlier one could not be."""
+        with self._inside:
+            if self._failure is not None:
+                return
+            try:
+                tapped = self._tap.take()
+                labels = as_tensor(self._batch_to_xy(batch)[1]).to(tapped.features.device)
+                with torch.no_grad():
+                    self._look.update(tapped.features, labels, tapped.logits)
+            except Exception as error:  # nothing here may stop the training
+                self._failure = error
+
+    def stop(self) -> None:
+        """Stop listening, after an exception in the training step too."""
+        self._inside.close()
+
+    def report(self, ranks: Alone) -> CollapseReport | None:
+        """Return what the epoch's steps have seen and begin the next; ``None`` if some failed."""
+        look, failure = self._look, self._failure
+        self._look, self._failure = self._fresh(), None
+        try:
+            with ranks.together():
+                if failure is not None:
+                    raise failure
+            look = look.over(ranks)
+            with ranks.together():
+                head = Classifier(self._tap.weight, self._tap.bias)
+                return first_report(look, head, self._settings)
+        except Exception as error:
+            warnings.warn(
+                f"online features of this epoch are nan, training goes on: "
+                f"{type(error).__name__}: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return None
+
+    def _fresh(self) -> FirstLook:
+        return FirstLook(self._num_classes, None, self._settings.ignore_index)
+
+
+def check_online(module: pl.LightningModule, classifier: nn.Module) -> None:
+    """Refuse online mode where the classifier runs inside a compiled graph, which skips hooks.
+
+    Raises:
+        InputError: If the classifier, a module around it or the whole model is compiled.
+    """
+    whole = getattr(module, "_compiler_ctx", None) is not None
+    around = (m for m in module.modules() if any(each is classifier for each in m.modules()))
+    if whole or any(_compiled(m) for m in around):
+        raise InputError(
+            "online=True cannot see into a compiled model: the hook on its classifier would never "
+            "be called. Leave the classifier outside of torch.compile, or measure with online=False"
+        )
+
+
+def _compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None

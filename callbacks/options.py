@@ -1,0 +1,68 @@
+"""What the user said about model and data: checked once, documented at ``NeuralCollapse``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ncmonitor._checks import InputError, check_whole, nearest
+from ncmonitor.bank import DEFAULT_BANK_BYTES
+from ncmonitor.callbacks.averaging import Weights
+from ncmonitor.callbacks.batches import BatchToXY, Forward
+from ncmonitor.settings import Settings
+from ncmonitor.tap import Reduce
+
+ON_ERROR = ("warn", "raise")
+SPLITS = ("train", "val")
+PRECISIONS = ("trainer", "full")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Parameters of ``NeuralCollapse`` by the same names.
+
+    Raises:
+        InputError: If one of them cannot be.
+    """
+
+    classifier: str | torch.nn.Module | None = None
+    num_classes: int | None = None
+    splits: tuple[str, ...] = SPLITS
+    layers: str | tuple[str | torch.nn.Module, ...] = ()
+    reduce: Reduce = "gap"
+    dataloader: Any = None
+    batch_to_xy: BatchToXY | None = None
+    forward: Forward | None = None
+    bank_bytes: int = DEFAULT_BANK_BYTES
+    precision: str = "trainer"
+    weights: Weights = "validation"
+    online: bool = False
+    on_error: str = "warn"
+    settings: Settings = field(default_factory=Settings)
+    null_seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without a trainer."""
+        for name, known in (("on_error", ON_ERROR), ("precision", PRECISIONS)):
+            value = getattr(self, name)
+            if value not in known:
+                hint = nearest(value, known) if isinstance(value, str) else ""
+                raise InputError(f"{name}= must be one of {known}, but is {value!r}{hint}")
+        if "train" not in self.splits or not set(self.splits) <= set(SPLITS):
+            raise InputError(
+                f"splits= must be ('train',) or ('train', 'val'), but is {self.splits!r}: the "
+                "train means are what the other split is measured against"
+            )
+        check_whole("bank_bytes", self.bank_bytes)
+        if self.null_seed is not None:
+            check_whole("null_seed", self.null_seed)
+
+
+def layers_of(layers: str | torch.nn.Module | Sequence[Any]) -> str | tuple[Any, ...]:
+    """Return layers as a tuple, or ``"all"``; one name is one layer."""
+    if layers == "all":
+        return "all"
+    return (layers,) if isinstance(layers, (str, torch.nn.Module)) else tuple(layers)

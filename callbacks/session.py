@@ -1,0 +1,227 @@
+"""One fit under watch: what is measured when asked, kept, written and told."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import pytorch_lightning as pl
+import torch
+
+from ncmonitor._checks import InputError, MeasurementError
+from ncmonitor.callbacks import loaders
+from ncmonitor.callbacks.batches import default_batch_to_xy
+from ncmonitor.callbacks.console import console_lines
+from ncmonitor.callbacks.ledger import Ledger
+from ncmonitor.callbacks.measurement import Measurement, Reports, Source
+from ncmonitor.callbacks.online import Online, check_online
+from ncmonitor.callbacks.options import Options
+from ncmonitor.callbacks.rows import Row, layer_split
+from ncmonitor.callbacks.run_log import RunLog
+from ncmonitor.history import NULL_SPLIT, ONLINE_SPLIT
+from ncmonitor.report import CollapseReport
+
+#: So many epochs are named in the summary of what failed.
+_NAMED: Final = 10
+
+
+class Session:
+    """Measures a trainer's splits, and keeps and writes what comes out.
+
+    Every rank takes every step; rank zero's rows are everybody's.
+
+    Args:
+        measurement: Of the trainer and module of this fit.
+        ledger: Keeps the rows.
+        log: Writes them.
+
+    Attributes:
+        trained: The last reports of the training set, by layer; empty if they failed.
+    """
+
+    def __init__(self, measurement: Measurement, ledger: Ledger, log: RunLog) -> None:
+        self.measurement, self.ledger, self.log = measurement, ledger, log
+        self.trained: Reports = {}
+        self.online: Online | None = None
+        self._weights: dict[str, torch.Tensor] = {}
+        self._failures: dict[tuple[str, str], list[int]] = {}
+
+    @property
+    def options(self) -> Options:
+        """The user's."""
+        return self.measurement.options
+
+    def measure(self, epoch: int, say: Callable[[str], None] | None = None) -> list[Row]:
+        """Measure every split after ``epoch`` completed epochs and return the rows.
+
+        Args:
+            epoch: Completed epochs.
+            say: Prints a line; ``None`` for silence.
+        """
+        position = len(self.ledger.epochs)
+        rows: list[Row] = []
+        for split, source in self._sources(epoch).items():
+            rows += self._rows(split, source, epoch)
+        if self.options.null_seed is not None:
+            rows.append(self._row(epoch, NULL_SPLIT, self._null(epoch)))
+        rows = self._keep(rows)
+        for line in console_lines(rows[0], position) if say is not None else ():
+            say(line)  # type: ignore[misc]
+        return rows
+
+    def measure_online(self, epoch: int) -> list[Row]:
+        """Return the row of what the epoch's own training steps have seen, if anybody listened."""
+        if self.online is None:
+            return []
+        report = self.online.report(self.measurement.ranks)
+        return self._keep([self._row(epoch, ONLINE_SPLIT, report)])
+
+    def measure_test(self, trainer: pl.Trainer, module: pl.LightningModule) -> list[Row]:
+        """Measure the test set against the last train means."""
+        self.measurement.move(trainer, module)
+        rows = self._rows("test", self.measurement.test_source(), trainer.current_epoch)
+        return self._keep(rows)
+
+    def knows_weights_of(self, module: pl.LightningModule) -> bool:
+        """Whether a module has the classifier that the training set was last measured with."""
+        state = module.get_submodule(self.measurement.name).state_dict()
+        return all(torch.equal(state[k], value) for k, value in self._weights.items())
+
+    def listen(self) -> None:
+        """Listen to the training steps from now on.
+
+        Raises:
+            InputError: If the classifier cannot be heard.
+        """
+        measurement, options = self.measurement, self.options
+        check_online(measurement.module, measurement.head)
+        self.online = Online(
+            measurement.module,
+            measurement.name,
+            measurement.num_classes,
+            options.settings,
+            options.batch_to_xy or default_batch_to_xy,
+        )
+
+    def finish(self) -> None:
+        """Close the files and say what has failed more than once."""
+        self.log.finish(self.ledger.seconds)
+        for (split, words), epochs in self._failures.items():
+            if len(epochs) > 1:
+                named = ", ".join(map(str, epochs[:_NAMED])) + (", ..." * (len(epochs) > _NAMED))
+                self._warn(f"neural collapse of {split} is nan after epochs {named}: {words}")
+        self._failures = {}
+
+    # -- the work ----------------------------------------------------------------------------------
+
+    def _keep(self, rows: Iterable[Row]) -> list[Row]:
+        agreed: list[Row] = self.measurement.ranks.gather(list(rows))[0]
+        self.ledger.rows += agreed
+        self.log.append(agreed)
+        return agreed
+
+    def _row(
+        self, epoch: int, split: str, report: CollapseReport | None, seconds: float = 0.0
+    ) -> Row:
+        step = self.measurement.trainer.global_step
+        return self.ledger.row(epoch, step, split, report, seconds)
+
+    def _sources(self, epoch: int) -> dict[str, Source | None]:
+        try:
+            with self.measurement.ranks.together():
+                return dict(self.measurement.sources())
+        except Exception as error:
+            self._excuse("train", epoch, error)
+            return {"train": None}
+
+    def _rows(self, split: str, source: Source | None, epoch: int) -> list[Row]:
+        started = time.perf_counter()
+        reports = self._reports(split, source, epoch)
+        if (
+            split == "train"
+        ):  # also if it failed: nothing is measured against means of older weights
+            self.trained, self._weights = reports, self.measurement.seen
+        seconds = time.perf_counter() - started
+        own = self._row(epoch, split, reports.get(""), seconds)
+        layers = self.measurement.layers
+        return [own, *(self._row(epoch, layer_split(split, n), reports.get(n)) for n in layers)]
+
+    def _reports(self, split: str, source: Source | None, epoch: int) -> Reports:
+        """Return the reports of a split; none, with a warning, if they cannot be had."""
+        train = split == "train"
+        if source is None or not (train or self.trained):
+            return {}  # it, or its reference, failed, which has been said
+        references = {} if train else {k: report.moments for k, report in self.trained.items()}
+        try:
+            reports = self.measurement.measure(source, references, self.ledger.overhead.share)
+            if train and reports[""].n_classes_present < 2:
+                raise InputError("the training set holds one class; neural collapse needs two")
+            return reports
+        except Exception as error:
+            self._excuse(split, epoch, error)
+            return {}
+
+    def _null(self, epoch: int) -> CollapseReport | None:
+        """Return the report of the shuffled labels, measured with that of the training set."""
+        assert self.options.null_seed is not None
+        try:
+            return self.trained[""].null(self.options.null_seed) if self.trained else None
+        except Exception as error:
+            self._excuse(NULL_SPLIT, epoch, error)
+            return None
+
+    def _excuse(self, split: str, epoch: int, error: Exception) -> None:
+        """Turn a failed measurement into a warning, unless it is a mistake known from the start.
+
+        The same failure, epoch after epoch, is said once and summed up at the end.
+        """
+        wrong_input = isinstance(error, InputError) and not isinstance(error, MeasurementError)
+        if self.options.on_error == "raise" or (wrong_input and not self.ledger.rows):
+            raise error
+        words = f"{type(error).__name__}: {error}"
+        epochs = self._failures.setdefault((split, words), [])
+        epochs.append(epoch)
+        if len(epochs) == 1:
+            self._warn(
+                f"neural collapse of {split} after epoch {epoch} is nan, training goes on: {words}"
+            )
+
+    def _warn(self, message: str) -> None:
+        if self.measurement.trainer.is_global_zero:
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def facts(measurement: Measurement) -> dict[str, Any]:
+    """Describe what is measured and how, for the run's record."""
+    options, ranks = measurement.options, measurement.ranks
+    settings = options.settings
+    made = {split: source(None) for split, source in measurement.sources().items()}
+    sizes = ranks.gather({split: loaders.size_of(loader) for split, loader in made.items()})
+    varies = loaders.varies(made["train"]) if ranks.rank == 0 else None
+    return {
+        "classifier": measurement.name,
+        "num_classes": measurement.num_classes,
+        "feature_dim": measurement.dim,
+        "feature_dtype": measurement.dtype,
+        "layers": list(measurement.layers),
+        "reduce": getattr(options.reduce, "__name__", str(options.reduce)),
+        "convention": settings.convention.name,
+        "metrics": list(settings.extra),
+        "ridge": settings.ridge,
+        "superclasses": None if settings.superclasses is None else list(settings.superclasses),
+        "ignore_index": settings.ignore_index,
+        "null_seed": None if options.null_seed is None else int(options.null_seed),
+        "precision": options.precision,
+        "trainer_precision": str(measurement.trainer.precision),
+        "weights": measurement.held,
+        "online": options.online,
+        "ranks": ranks.size,
+        "data_deterministic": None if varies is None else int(not varies),
+        "splits": {
+            split: sum(each[split] for each in sizes)
+            for split in made
+            if all(each.get(split) is not None for each in sizes)
+        },
+    }
