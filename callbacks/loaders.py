@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
-import random
 import warnings
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning.utilities.seed import isolate_rng
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset
 
 from ncmonitor._checks import InputError, nearest
@@ -23,9 +19,6 @@ _SETTINGS = (
     *("collate_fn", "num_workers", "worker_init_fn", "pin_memory", "pin_memory_device"),
     *("timeout", "multiprocessing_context", "prefetch_factor"),
 )
-# In each pair the first three draws of torch, numpy and random lie on opposite sides of 1/2, and
-# the first ones beyond 0.1 and 0.9: a flip with probability 1/2 comes out differently for sure.
-_SEEDS = ((85685, 62272), (113568, 192907), (149116, 343120))
 _DEPTH = 8  # of a nested item; objects can refer to one another in circles
 
 
@@ -88,11 +81,11 @@ def clean_loader(
             scale = own / (batch_size or own) if own else 1.0
         return FirstBatches(clean, math.ceil(batches * scale)) if batches < math.inf else clean
     if isinstance(loader, DataLoader):
-        keys, size = _keys(loader), _samples_per_batch(loader)
+        keys, size = sample_keys(loader), _samples_per_batch(loader)
         keys = keys[: int(batches) * size * ranks] if limited and batches < math.inf else keys
         part = _part(keys, rank, ranks)
         if loader.batch_sampler is None:
-            fetched = _fetches_lists(loader)
+            fetched = fetches_lists(loader)
             order = BatchSampler(part, batch_size or size, drop_last=False) if fetched else part
             return _rebuilt(loader, batch_size=None, sampler=order)
         return _rebuilt(loader, batch_size=batch_size or size, sampler=part)
@@ -169,28 +162,6 @@ def choose(source: Any, key: str | int | None = None) -> Any:
     return loaders[0]
 
 
-def varies(loader: Any) -> bool | None:
-    """Tell whether a sample read twice differs, as with random augmentation.
-
-    Reads the first, the middle and the last sample twice each, in this process, with the global
-    CPU generators in different states, and puts all generators back. A data set with a counter or
-    a generator of its own is moved on by those reads.
-
-    Args:
-        loader: The user's loader, or one of :func:`clean_loader`.
-
-    Returns:
-        ``None`` if it cannot be told: a stream, an empty data set, or one that cannot be read here.
-    """
-    if not isinstance(loader, DataLoader) or reads_stream(loader):
-        return None
-    with isolate_rng():
-        try:  # inside: isolate_rng puts nothing back if an exception passes through it
-            return _some_sample_varies(loader)
-        except Exception:
-            return None
-
-
 def size_of(loader: Any) -> int | None:
     """Return the number of samples that a clean loader gives on this rank, if known beforehand."""
     if not isinstance(loader, DataLoader) or reads_stream(loader):
@@ -215,7 +186,7 @@ def _part(data: Sequence[Any], rank: int, ranks: int) -> Sequence[Any]:
     return data[len(data) * rank // ranks : len(data) * (rank + 1) // ranks]
 
 
-def _keys(loader: DataLoader[Any]) -> Sequence[Any]:
+def sample_keys(loader: DataLoader[Any]) -> Sequence[Any]:
     """Return what to ask the data set for: a selecting sampler's keys, or every index."""
     for sampler in _samplers(loader):
         if (keys := _selected(sampler, batches=sampler is loader.batch_sampler)) is not None:
@@ -256,7 +227,7 @@ def _samplers(loader: DataLoader[Any]) -> Iterator[Any]:
             return
 
 
-def _fetches_lists(loader: DataLoader[Any]) -> bool:
+def fetches_lists(loader: DataLoader[Any]) -> bool:
     """Tell whether the data set is asked for lists of indices: a batch sampler as the sampler."""
     return loader.batch_sampler is None and any(
         isinstance(sampler, BatchSampler) for sampler in _samplers(loader)
@@ -266,7 +237,7 @@ def _fetches_lists(loader: DataLoader[Any]) -> bool:
 def _samples_per_batch(loader: DataLoader[Any]) -> int:
     if loader.batch_size is not None:
         return loader.batch_size
-    if loader.batch_sampler is None and not _fetches_lists(loader):
+    if loader.batch_sampler is None and not fetches_lists(loader):
         return 1  # an item of the data set is a batch
     for sampler in _samplers(loader):
         size = getattr(sampler, "batch_size", None)
@@ -298,52 +269,3 @@ def _may_be_loader(entry: Any) -> bool:
     if isinstance(entry, (str, bytes, np.ndarray)) or hasattr(entry, "to"):
         return False
     return isinstance(entry, Iterable)
-
-
-def _some_sample_varies(loader: DataLoader[Any]) -> bool | None:
-    keys, lists = _keys(loader), _fetches_lists(loader)
-    chosen = [keys[i] for i in sorted({0, len(keys) // 2, len(keys) - 1})] if keys else []
-    for key, seeds in zip(chosen, _SEEDS, strict=False):
-        first, second = (_read(loader.dataset, [key] if lists else key, seed) for seed in seeds)
-        if not _same(first, second):
-            return True
-    return False if chosen else None
-
-
-def _read(data: Any, key: Any, seed: int) -> Any:
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed accelerators, too
-    np.random.seed(seed)  # noqa: NPY002 - the global state is what data sets draw from
-    random.seed(seed)
-    return data[key]
-
-
-def _same(a: Any, b: Any, depth: int = _DEPTH) -> bool:
-    """Compare two nests; what has no notion of equality counts as equal."""
-    if a is b or depth == 0 or isinstance(a, weakref.ref):
-        return True
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, torch.Tensor):
-        return a.shape == b.shape and a.dtype == b.dtype and _all_equal(a, b)
-    if hasattr(a, "__array__") or hasattr(a, "__array_interface__"):  # the latter: PIL
-        left, right = np.asarray(a), np.asarray(b)
-        return left.shape == right.shape and left.dtype == right.dtype and _all_equal(left, right)
-    if isinstance(a, Mapping):
-        return list(a) == list(b) and all(_same(a[key], b[key], depth - 1) for key in a)
-    if isinstance(a, (list, tuple)):
-        pairs = zip(a, b, strict=False)
-        return len(a) == len(b) and all(_same(x, y, depth - 1) for x, y in pairs)
-    if dataclasses.is_dataclass(a):
-        names = [field.name for field in dataclasses.fields(a)]
-        return all(_same(getattr(a, name), getattr(b, name), depth - 1) for name in names)
-    kind: Any = type(a)
-    if kind.__eq__ is object.__eq__:  # would compare identities
-        return _same(getattr(a, "__dict__", None), getattr(b, "__dict__", None), depth - 1)
-    if isinstance(a, float) and math.isnan(a):
-        return math.isnan(b)
-    equal = a == b
-    return equal if isinstance(equal, bool) else True
-
-
-def _all_equal(a: Any, b: Any) -> bool:
-    return bool(((a == b) | ((a != a) & (b != b))).all())  # nan equals nan here

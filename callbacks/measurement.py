@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -27,13 +27,15 @@ from ncmonitor.callbacks.progress import measuring
 from ncmonitor.callbacks.strategies import one_network, ranks_of
 from ncmonitor.classifier import Classifier
 from ncmonitor.moments import ClassMoments
-from ncmonitor.ranks import Alone
+from ncmonitor.ranks import ALONE, Alone
 from ncmonitor.report import CollapseReport
 from ncmonitor.study import Study, run
 from ncmonitor.tap import FeatureTap
 
-#: Makes a clean loader; takes the batch size that fits into memory, ``None`` for the user's own.
-Source = Callable[[int | None], Any]
+#: Makes a clean loader, ``(batch_size, ranks)``: the batch size that fits into memory, ``None`` for
+#: the user's own, and those that share the data.
+Source = Callable[[int | None, Alone], Any]
+_T = TypeVar("_T")
 #: Reports by layer; the classifier's own under ``""``.
 Reports = dict[str, CollapseReport]
 
@@ -138,9 +140,7 @@ class Measurement:
         return self._source(loaders.several(self.trainer.test_dataloaders)[0], math.inf)
 
     def _source(self, loader: Any, batches: float, *, limited: bool = False) -> Source:
-        ranks = self.ranks
-
-        def make(batch_size: int | None) -> Any:
+        def make(batch_size: int | None, ranks: Alone) -> Any:
             return loaders.clean_loader(
                 loader,
                 batches,
@@ -161,14 +161,20 @@ class Measurement:
             InputError: With what to pass instead.
         """
         with self.ranks.together():
-            self._probe(self.sources()["train"](None))
+            source = self.sources()["train"]
+
+        def work() -> None:
+            with self.ranks.together():  # a share of the data may be empty: everybody's first batch
+                self._probe(source(self.batch_size, ALONE))
+
+        self._while_it_fits(work, lambda: source(None, ALONE))
 
     def _probe(self, loader: Any) -> None:
         with self._prepared(), self._tap() as tap:
             reading = self._pass(loader, tap)
             try:
                 (features, labels, logits), *_ = next(iter(reading))
-            except InputError:
+            except (InputError, torch.OutOfMemoryError):
                 raise
             except StopIteration:
                 raise InputError("the training loader gives no batch") from None
@@ -219,12 +225,19 @@ class Measurement:
             references: Moments of the training set by layer, for every other split.
             share: Expected share of the fit's time, for the progress bar.
         """
+
+        def work() -> Reports:
+            return self._measure(source(self.batch_size, self.ranks), references or {}, share)
+
+        return self._while_it_fits(work, lambda: source(None, ALONE))
+
+    def _while_it_fits(self, work: Callable[[], _T], loader: Callable[[], Any]) -> _T:
+        """Do the work, in batches of half the size whenever memory runs out."""
         while True:
-            loader = source(self.batch_size)
             try:
-                return self._measure(loader, references or {}, share)
+                return work()
             except torch.OutOfMemoryError:
-                size = self.batch_size or getattr(loader, "batch_size", None)
+                size = self.batch_size or getattr(loader(), "batch_size", None)
                 if not isinstance(size, int) or size < 2:
                     raise
                 self.batch_size = size // 2

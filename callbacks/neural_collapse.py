@@ -13,6 +13,7 @@ import torch
 
 from ncmonitor._checks import InputError
 from ncmonitor._labels import IGNORE_INDEX
+from ncmonitor._reduce import Reduce
 from ncmonitor.bank import DEFAULT_BANK_BYTES
 from ncmonitor.callbacks import mailbox
 from ncmonitor.callbacks._base import Base
@@ -33,7 +34,7 @@ from ncmonitor.callbacks.wandb_axes import define_axes, record_measurement
 from ncmonitor.history import NULL_SPLIT, ONLINE_SPLIT, history_frame, read_history
 from ncmonitor.report import CollapseReport
 from ncmonitor.settings import Settings
-from ncmonitor.tap import FeatureTap, Reduce
+from ncmonitor.tap import FeatureTap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -315,14 +316,14 @@ class NeuralCollapse(Base):
         session = self._session
         if session is None or not session.trained:
             return
-        if not session.knows_weights_of(pl_module):
+        rows = session.measure_test(trainer, pl_module)
+        if rows is None:
             warnings.warn(
                 "the test set is not measured: the weights are not those of the last measurement "
                 "of the training set, whose class means it needs",
                 stacklevel=2,
             )
             return
-        rows = session.measure_test(trainer, pl_module)
         _log_dict(pl_module, log_values(rows, self.prefix))
 
     def state_dict(self) -> dict[str, Any]:
@@ -361,11 +362,14 @@ class NeuralCollapse(Base):
                 stacklevel=2,
             )
         self._ledger.metrics = metric_columns(options.settings.names, measurement.num_classes)
-        keys = log_keys(self.prefix, _splits(measurement, options), self._ledger.metrics)
-        check_monitors(trainer, self.prefix, keys)
+        coming = log_keys(self.prefix, _splits(measurement, options), self._ledger.metrics)
+        # A monitor needs a value at the end of the first epoch: no onset before there is one.
+        soon = {key for key, name in coming.items() if not name.startswith("tpt_start")}
+        check_monitors(trainer, self.prefix, {*soon, f"{self.prefix}/epoch"})
         self._owes_first = bool(monitors_of(trainer, self.prefix))
         if not dry:
-            define_axes(trainer.loggers, f"{self.prefix}/epoch", keys)
+            coming |= log_keys(self.prefix, ["test"], self._ledger.metrics)
+            define_axes(trainer.loggers, f"{self.prefix}/epoch", coming)
             record_measurement(trainer.loggers, how)
         self._run_dir = self._given_dir or default_run_dir(trainer)
         log = RunLog(self._run_dir, active=trainer.is_global_zero and not dry)
@@ -404,8 +408,10 @@ def _grows_later(module: pl.LightningModule) -> bool:
 
 
 def _splits(measurement: Measurement, options: Options) -> list[str]:
-    """Return every split that may come, also those that are set up only when first due."""
-    splits = dict.fromkeys([*measurement.sources(), *options.splits, "test"])
+    """Return every split of the fit, also those that are set up only when first due."""
+    splits = [*measurement.sources()]
+    if splits == ["train"] and "val" in options.splits and measurement.trainer.enable_validation:
+        splits.append("val")
     inner = [layer_split(split, layer) for split in splits for layer in measurement.layers]
     null = [] if options.null_seed is None else [NULL_SPLIT]
     return [*splits, *inner, *null, *([ONLINE_SPLIT] if options.online else [])]

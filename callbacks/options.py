@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from ncmonitor._checks import InputError, check_whole, nearest
+from ncmonitor._reduce import Reduce
 from ncmonitor.bank import DEFAULT_BANK_BYTES
 from ncmonitor.callbacks.averaging import Weights
 from ncmonitor.callbacks.batches import BatchToXY, Forward
 from ncmonitor.settings import Settings
-from ncmonitor.tap import Reduce
 
 ON_ERROR = ("warn", "raise")
 SPLITS = ("train", "val")

@@ -20,7 +20,9 @@ from ncmonitor.callbacks.online import Online, check_online
 from ncmonitor.callbacks.options import Options
 from ncmonitor.callbacks.rows import Row, layer_split
 from ncmonitor.callbacks.run_log import RunLog
+from ncmonitor.callbacks.variation import varies
 from ncmonitor.history import NULL_SPLIT, ONLINE_SPLIT
+from ncmonitor.ranks import ALONE
 from ncmonitor.report import CollapseReport
 
 #: So many epochs are named in the summary of what failed.
@@ -78,16 +80,22 @@ class Session:
         report = self.online.report(self.measurement.ranks)
         return self._keep([self._row(epoch, ONLINE_SPLIT, report)])
 
-    def measure_test(self, trainer: pl.Trainer, module: pl.LightningModule) -> list[Row]:
-        """Measure the test set against the last train means."""
+    def measure_test(self, trainer: pl.Trainer, module: pl.LightningModule) -> list[Row] | None:
+        """Measure the test set against the last train means; ``None`` at other weights."""
         self.measurement.move(trainer, module)
+        if not self._knows_weights():
+            return None
         rows = self._rows("test", self.measurement.test_source(), trainer.current_epoch)
         return self._keep(rows)
 
-    def knows_weights_of(self, module: pl.LightningModule) -> bool:
-        """Whether a module has the classifier that the training set was last measured with."""
-        state = module.get_submodule(self.measurement.name).state_dict()
-        return all(torch.equal(state[k], value) for k, value in self._weights.items())
+    def _knows_weights(self) -> bool:
+        """Whether the module has the classifier that the training set was last measured with."""
+        try:
+            state = self.measurement.head.state_dict()
+        except InputError:  # another model altogether
+            return False
+        same = state.keys() == self._weights.keys()
+        return same and all(torch.equal(state[k], value) for k, value in self._weights.items())
 
     def listen(self) -> None:
         """Listen to the training steps from now on.
@@ -197,9 +205,12 @@ def facts(measurement: Measurement) -> dict[str, Any]:
     """Describe what is measured and how, for the run's record."""
     options, ranks = measurement.options, measurement.ranks
     settings = options.settings
-    made = {split: source(None) for split, source in measurement.sources().items()}
-    sizes = ranks.gather({split: loaders.size_of(loader) for split, loader in made.items()})
-    varies = loaders.varies(made["train"]) if ranks.rank == 0 else None
+    made = {split: source(None, ALONE) for split, source in measurement.sources().items()}
+    sizes = {split: loaders.size_of(loader) for split, loader in made.items()}
+    random: bool | None = None
+    if ranks.rank == 0:
+        loaders.warn_streams_per_rank(made, ranks.size)
+        random = varies(made["train"])
     return {
         "classifier": measurement.name,
         "num_classes": measurement.num_classes,
@@ -218,10 +229,6 @@ def facts(measurement: Measurement) -> dict[str, Any]:
         "weights": measurement.held,
         "online": options.online,
         "ranks": ranks.size,
-        "data_deterministic": None if varies is None else int(not varies),
-        "splits": {
-            split: sum(each[split] for each in sizes)
-            for split in made
-            if all(each.get(split) is not None for each in sizes)
-        },
+        "data_deterministic": None if random is None else int(not random),
+        "splits": {split: size for split, size in sizes.items() if size is not None},
     }

@@ -61,8 +61,7 @@ class TerminalPhase(Base):
 
     Example:
         >>> from pytorch_lightning import Trainer
-        >>> from ncmonitor.callbacks import NeuralCollapse
-        >>> from ncmonitor.callbacks.terminal_phase import TerminalPhase
+        >>> from ncmonitor.callbacks import NeuralCollapse, TerminalPhase
         >>> trainer = Trainer(callbacks=[NeuralCollapse(), TerminalPhase(epochs=50)], logger=False)
     """
 

@@ -1,20 +1,17 @@
-"""Which module is the linear classifier, and what its features are."""
+"""Which run of a linear layer made the logits, and what its features are."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from ncmonitor._checks import InputError, nearest
-
-_LISTED = 12  # names in a message; the last ones, among which the classifier is
+from ncmonitor._checks import InputError
+from ncmonitor._modules import is_pointwise, sizes_of, some, unwrapped
 
 
 class Run(NamedTuple):
@@ -31,185 +28,6 @@ class Run(NamedTuple):
         """Keep input and output without their graphs."""
         features, output = features.detach(), output.detach()
         return cls(name, module, features, output, (_version(features), _version(output)))
-
-
-# -- names -----------------------------------------------------------------------------------------
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """Return the module inside of what ``torch.compile`` made of it."""
-    while isinstance(inner := module._modules.get("_orig_mod"), nn.Module):
-        module = inner
-    return module
-
-
-def modules_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Return all modules by name, second names included, as they are called before compiling."""
-    return {_plain(name): m for name, m in model.named_modules(remove_duplicate=False)}
-
-
-def matching(model: nn.Module, given: str | nn.Module, argument: str) -> dict[str, nn.Module]:
-    """Return the modules that a name, a shell pattern or a module stands for; none for no match."""
-    modules = modules_of(model)
-    if isinstance(given, nn.Module):
-        given = unwrapped(given)
-        for name, module in modules.items():
-            if module is given:
-                return {name: module}
-        raise InputError(
-            f"{argument}= is a {type(given).__name__} that is no part of the model; pass one of "
-            "its modules, or a name"
-        )
-    if not isinstance(given, str):
-        raise InputError(f"{argument}= takes names, patterns and modules, but got {given!r}")
-    name = _plain(given)
-    if name in modules:
-        return {name: modules[name]}
-    return _once((n, m) for n, m in modules.items() if n and fnmatchcase(n, name))
-
-
-def named_head(model: nn.Module, given: str | nn.Module) -> tuple[str, nn.Module]:
-    """Return name and module of the classifier that the user named.
-
-    Raises:
-        InputError: If nothing has that name, or several linear layers match the pattern.
-    """
-    found = matching(model, given, "classifier")
-    asked = isinstance(given, nn.Module) or _plain(given) in found
-    suitable = {name: module for name, module in found.items() if _is_head(module)}
-    if len(suitable) == 1:
-        return next(iter(suitable.items()))
-    if asked:
-        name, module = next(iter(found.items()))
-        raise InputError(
-            f"the classifier {name!r} must have a weight of shape (K, d) like nn.Linear, or be a "
-            f"1x1 convolution with stride 1, no padding and one group, but is a "
-            f"{type(module).__name__}; linear layers here: {_names(heads_of(model))}"
-        )
-    if suitable:
-        raise InputError(
-            f"classifier={given!r} must match one linear layer, but matches {len(suitable)}: "
-            f"{_names(suitable)}; pass the name of one of them"
-        )
-    what = "linear layer that matches" if _is_pattern(str(given)) else "module named"
-    hint = nearest(str(given), modules_of(model))
-    raise InputError(
-        f"the model has no {what} {given!r}{hint}; its linear layers are {_names(heads_of(model))}"
-    )
-
-
-def named_layers(model: nn.Module, given: Iterable[str | nn.Module]) -> dict[str, nn.Module]:
-    """Return the modules that names, patterns and modules stand for, in the model's order.
-
-    Raises:
-        InputError: If one of them stands for nothing.
-    """
-    wanted: dict[nn.Module, str] = {}
-    modules = modules_of(model)
-    for each in given:
-        found = matching(model, each, "layers")
-        if not found:
-            what = "module that matches" if _is_pattern(str(each)) else "module named"
-            raise InputError(
-                f"the model has no {what} {each!r}{nearest(str(each), modules)}; layers= takes "
-                "names from model.named_modules(), patterns of them, modules, or 'all'"
-            )
-        for name, module in found.items():
-            wanted.setdefault(module, name)
-    return {wanted[module]: module for module in modules.values() if module in wanted}
-
-
-def weighted_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return every module that owns a weight of two or more dimensions."""
-    return _once((n, m) for n, m in modules_of(model).items() if any(_weights(m)))
-
-
-def heads_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Return what can be the classifier without being named.
-
-    Raises:
-        InputError: If there is nothing.
-    """
-    found = _once((n, m) for n, m in modules_of(model).items() if _is_linear(m))
-    if not found:
-        kinds = sorted({type(m).__name__ for m in model.modules() if not list(m.children())})
-        raise InputError(
-            "the model has no nn.Linear and no 1x1 convolution, so there is no linear classifier "
-            f"to watch; its layers are {', '.join(kinds)}. Pass classifier= a module with a "
-            "(K, d) weight"
-        )
-    return found
-
-
-def is_pointwise(module: nn.Module) -> bool:
-    """Tell whether a module is a convolution that is a linear layer at each position."""
-    if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        return False
-    # With a kernel of 1, "same" and "valid" pad nothing.
-    padding = () if isinstance(module.padding, str) else module.padding
-    ones = {*module.kernel_size, *module.stride, module.groups} == {1}
-    return ones and not any(padding)
-
-
-def _plain(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
-
-
-def _is_pattern(name: str) -> bool:
-    return any(sign in name for sign in "*?[")
-
-
-def _once(named: Iterable[tuple[str, nn.Module]]) -> dict[str, nn.Module]:
-    first: dict[nn.Module, str] = {}
-    for name, module in named:
-        first.setdefault(module, name)
-    return {name: module for module, name in first.items()}
-
-
-def _names(modules: Mapping[str, nn.Module]) -> str:
-    return _some(list(modules))
-
-
-def _some(words: list[str]) -> str:
-    more = len(words) - _LISTED
-    return ", ".join(words[-_LISTED:]) + (f" (the last of {len(words)})" if more > 0 else "")
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or is_pointwise(module)
-
-
-def _is_head(module: nn.Module) -> bool:
-    if _is_linear(module):
-        return True
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        return False
-    if parametrize.is_parametrized(module, "weight"):
-        return any(_weights(module))
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, Tensor) and weight.ndim == 2
-
-
-def _weights(module: nn.Module) -> Iterator[bool]:
-    """Say of every weight of a module's own whether it has two or more dimensions.
-
-    A parametrised weight is never computed: in training mode that may change it (spectral norm).
-    """
-    own = [p for n, p in module._parameters.items() if "weight" in n and p is not None]
-    if parametrize.is_parametrized(module, "weight"):
-        own += module.parametrizations["weight"].parameters()  # type: ignore[index,union-attr]
-    yield from (nn.parameter.is_lazy(p) or p.ndim > 1 for p in own)
-
-
-def _sizes(module: nn.Module) -> str:
-    if isinstance(module, nn.Linear):
-        return f"{module.in_features} to {module.out_features}"
-    if is_pointwise(module):
-        return f"{module.in_channels} to {module.out_channels}"
-    return type(module).__name__
-
-
-# -- which one -------------------------------------------------------------------------------------
 
 
 def choose(runs: list[Run], output: Any, model: nn.Module) -> Run:
@@ -282,7 +100,7 @@ def _same_winner(run: Run, returned: Tensor) -> bool:
 
 
 def _listed(runs: list[Run]) -> str:
-    return _some([*{run.name: f"{run.name!r} ({_sizes(run.module)})" for run in runs}.values()])
+    return some([*{run.name: f"{run.name!r} ({sizes_of(run.module)})" for run in runs}.values()])
 
 
 # -- its features ----------------------------------------------------------------------------------

@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ncmonitor import _heads
+from ncmonitor import _heads, _modules
 from ncmonitor._checks import InputError, nearest
 from ncmonitor._heads import Run
+from ncmonitor._reduce import REDUCTIONS, Reduce, reduced
 
 Layer = str | nn.Module
 Seen = dict[str, list[Tensor | None]]  # what each run of each layer gave
-Reduce = Literal["gap", "flatten", "tokens"] | Callable[[Tensor], Tensor]
-
-_REDUCTIONS = ("gap", "flatten", "tokens")
-_CHANNELS_LAST = (nn.Linear, nn.Embedding, nn.MultiheadAttention, nn.RNNBase)
-_CHANNELS_FIRST = (
-    nn.modules.conv._ConvNd,
-    nn.modules.batchnorm._NormBase,  # of instances, too
-    nn.GroupNorm,
-    nn.modules.pooling._MaxPoolNd,
-    nn.modules.pooling._AvgPoolNd,
-    nn.modules.pooling._AdaptiveMaxPoolNd,
-    nn.modules.pooling._AdaptiveAvgPoolNd,
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,19 +98,19 @@ class FeatureTap:
         self.model = model
         self.classifier: nn.Module | None = None
         self.name = ""
-        if not callable(reduce) and reduce not in _REDUCTIONS:
+        if not callable(reduce) and reduce not in REDUCTIONS:
             raise InputError(
                 f"reduce= must be 'gap', 'flatten', 'tokens' or a function, but is {reduce!r}"
-                f"{nearest(str(reduce), _REDUCTIONS)}"
+                f"{nearest(str(reduce), REDUCTIONS)}"
             )
         self._reduce = reduce
         self._form: str | None = None  # see _heads.read
         self._settled = layers != "all"  # whether every layer must run
         self._layers = _inner(model, layers)
         if classifier is None:
-            _heads.heads_of(model)  # fail now rather than after a forward pass
+            _modules.heads_of(model)  # fail now rather than after a forward pass
         else:
-            self._settle_classifier(*_heads.named_head(model, classifier))
+            self._settle_classifier(*_modules.named_head(model, classifier))
         self._runs: list[Run] = []
         self._seen: Seen = {}
         self._output: Any = None
@@ -235,14 +222,14 @@ class FeatureTap:
 
     def _place(self) -> None:
         known = self.classifier
-        heads = _heads.heads_of(self.model) if known is None else {self.name: known}
+        heads = _modules.heads_of(self.model) if known is None else {self.name: known}
         try:
             for name, module in heads.items():
                 self._watch(name, module)
             for name, module in self._layers.items():
                 self._watch_layer(name, module)
-            if known is None or _heads.is_pointwise(known):
-                root = _heads.unwrapped(self.model)
+            if known is None or _modules.is_pointwise(known):
+                root = _modules.unwrapped(self.model)
                 self._handles.append(root.register_forward_hook(self._keep_output))
         except BaseException:
             self._remove()
@@ -272,7 +259,7 @@ class FeatureTap:
         def catch(module: nn.Module, args: Any, output: Any) -> None:
             seen = self._seen.setdefault(name, [])
             # A second run is only counted.
-            seen.append(None if seen else _reduced(name, module, output, self._reduce))
+            seen.append(None if seen else reduced(name, module, output, self._reduce))
 
         self._handles.append(module.register_forward_hook(catch))
 
@@ -285,59 +272,10 @@ class FeatureTap:
 
 def _inner(model: nn.Module, layers: Layer | Sequence[Layer]) -> dict[str, nn.Module]:
     if layers == "all":
-        return _heads.weighted_layers(model)
-    return _heads.named_layers(model, [layers] if isinstance(layers, (str, nn.Module)) else layers)
-
-
-def _reduced(name: str, module: nn.Module, output: Any, how: Reduce) -> Tensor | None:
-    """Return what is kept of a layer's output, in memory of its own; ``None`` if it cannot be."""
-    first = next(_heads.tensors(output), None)
-    if first is None or not first.is_floating_point() or first.ndim < 2:
-        return None
-    first = first.detach()
-    if first.ndim == 3 and getattr(module, "batch_first", True) is False:
-        first = first.transpose(0, 1)
-    if callable(how):
-        kept = _called(name, first, how)
-    elif how == "flatten":
-        kept = first.flatten(1)
-    else:
-        kept = first.movedim(1, -1) if _channels_first(module, first.ndim) else first
-        if how == "gap" and kept.ndim > 2:
-            half = torch.finfo(kept.dtype).bits < 32
-            positions = tuple(range(1, kept.ndim - 1))
-            kept = kept.mean(positions, dtype=torch.float32 if half else None)
-    # Operations in place that follow (ReLU) would write to a view; a view keeps the map alive, too.
-    own = kept.untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
-    return kept if own else kept.clone()
-
-
-def _called(name: str, output: Tensor, how: Callable[[Tensor], Tensor]) -> Tensor:
-    shape = tuple(output.shape)
-    try:
-        kept = how(output)
-    except Exception as error:
-        raise InputError(
-            f"reduce= failed on the output {shape} of the layer {name!r}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    if not isinstance(kept, Tensor) or kept.ndim < 2:
-        got = f"shape {tuple(kept.shape)}" if isinstance(kept, Tensor) else type(kept).__name__
-        raise InputError(
-            f"reduce= must return a tensor (B, d'), but gave {got} for the output {shape} of the "
-            f"layer {name!r}"
-        )
-    return kept.detach()
-
-
-def _channels_first(module: nn.Module, ndim: int) -> bool:
-    if ndim > 3:  # subclasses of LayerNorm exist for maps, and keep channels first
-        return not (isinstance(module, _CHANNELS_LAST) or type(module) is nn.LayerNorm)
-    inside = module.modules() if isinstance(module, nn.Sequential) else [module]
-    for part in reversed(list(inside)):
-        if isinstance(part, (*_CHANNELS_FIRST, *_CHANNELS_LAST, nn.LayerNorm)):
-            return isinstance(part, _CHANNELS_FIRST) and ndim > 2
-    return False
+        return _modules.weighted_layers(model)
+    return _modules.named_layers(
+        model, [layers] if isinstance(layers, (str, nn.Module)) else layers
+    )
 
 
 def _fits(layer: Tensor, features: Tensor) -> bool:

@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -92,7 +93,7 @@ def fit(folder: Path, kind: str = "", epoch: int = -1, *, resume: bool = False) 
     run = trainer(monitor, saver, max_epochs=EPOCHS, enable_checkpointing=True)
     last = folder / "last.ckpt"
     if kind in ("append", "torn"):
-        os.fsync = dying_fsync(epoch, torn=kind == "torn")
+        mock.patch.object(os, "fsync", dying_fsync(epoch, torn=kind == "torn")).start()
     run.fit(
         module,
         train_loader(shuffle=False, batch_size=BATCH),

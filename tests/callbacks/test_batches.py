@@ -300,6 +300,10 @@ def text(self: Any, input_ids: Any, attention_mask: Any = None, *, head_mask: An
     self.got = {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
+def renamed(self: Any, tokens: Any, attention_mask: Any = None) -> None:
+    self.got = tokens
+
+
 def anything(self: Any, **inputs: Any) -> None:
     self.got = inputs
 
@@ -333,6 +337,9 @@ CALLS: dict[str, tuple[Any, Any, Any]] = {
     "the only entry": (one, {"input_ids": IDS}, IDS),
     "the usual entry": (one, PARTS, X),
     "text to one parameter": (one, TEXT, TEXT),
+    "text and an image to one parameter": (one, TEXT | {"image": X}, TEXT | {"image": X}),
+    "names of which a required one is missing": (renamed, TEXT, TEXT),
+    "a list beside an optional parameter": (renamed, [X, X2], [X, X2]),
     "the whole batch": (whole, PARTS, PARTS),
     "two entries": (two, PARTS, (X, X2)),
     "a pair": (two, (X, X2), (X, X2)),

@@ -37,9 +37,9 @@ from ncmonitor.callbacks.loaders import (
     reads_stream,
     several,
     size_of,
-    varies,
     warn_streams_per_rank,
 )
+from ncmonitor.callbacks.variation import varies
 
 EVERY = list(range(10))
 
@@ -187,6 +187,8 @@ def test_a_data_set_that_makes_the_batches_is_read_item_by_item() -> None:
 
     assert [batch[0].tolist() for batch in clean] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     assert size_of(clean) is None
+    first = clean_loader(DataLoader(data, batch_size=None), 1, limited=True)
+    assert [batch[0].tolist() for batch in first] == [[0, 1, 2, 3]]
 
 
 @pytest.mark.parametrize("wrap", [False, True])

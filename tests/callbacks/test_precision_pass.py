@@ -379,6 +379,13 @@ def test_tensors_made_in_a_forward_are_float32_under_full() -> None:
         torch.set_default_dtype(SINGLE)
 
 
+def test_tensors_made_in_a_forward_are_float64_where_the_trainer_has_it() -> None:
+    precision = PassPrecision(trainer(precision="64-true"), Toy(), "full")
+    with precision.whole(), precision.forward():
+        assert torch.ones(1).dtype == torch.float64
+    assert torch.get_default_dtype() == SINGLE
+
+
 # -- batches ---------------------------------------------------------------------------------------
 
 

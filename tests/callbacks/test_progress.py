@@ -159,9 +159,16 @@ def test_the_number_of_batches_may_be_unknown(name: str, package: Any) -> None:
                     trainer.progress_bar_callback.progress.refresh()  # draws its time columns
                 seen.extend(measured(trainer))
 
-    fit(package, bar_of(package, name), measure)
+    bar = bar_of(package, name)
+    fit(package, bar, measure)
     endless = float("inf") if name == "RichProgressBar" else None
     assert seen == [("measuring", 1, endless), ("measuring", 1, 5), ("measuring", 1, endless)] * 3
+    if name == "RichProgressBar":  # Lightning's task without an end never shows a remaining time
+        kept = [task for task in bar.progress.tasks if task.description == "measuring"]
+        assert [(type(task).__name__, task.total) for task in kept] == [
+            ("CustomInfiniteTask", endless),
+            ("Task", 5),
+        ]
 
 
 @pytest.mark.parametrize("name", BARS)

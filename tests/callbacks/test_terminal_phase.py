@@ -250,6 +250,14 @@ def test_errors_that_come_back_do_not_hold_the_run() -> None:
     assert "left 2x" in str(phase.reason)
 
 
+def test_a_run_that_max_steps_ended_is_not_claimed_by_its_last_measurement() -> None:
+    monitor, phase = watch(schedule=[1]), TerminalPhase(plateau="nc1", patience=2)
+    fit = trainer(monitor, phase, max_epochs=-1, max_steps=9)
+    fit.fit(from_epoch(1), train_loader())
+    assert epochs_of(monitor) == [0, 1, 3]  # at 3 nc1 has been at rest for two epochs
+    assert (phase.reason, phase.stopped_epoch) == (None, None)
+
+
 def test_if_another_rank_stops_so_does_this_one() -> None:
     phase = TerminalPhase(epochs=5)
     fit = trainer(watch(), phase, max_epochs=9)
