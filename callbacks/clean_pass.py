@@ -12,7 +12,10 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.seed import isolate_rng
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from ncmonitor._tensors import as_tensor
 from ncmonitor.callbacks.batches import (
@@ -55,6 +58,20 @@ def evaluating(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None
                 each.training = training
     if failure is not None:
         raise failure
+
+
+def renew_weight(classifier: nn.Module) -> None:
+    """Compute a weight anew that a forward pre-hook makes of other tensors.
+
+    ``torch.nn.utils.weight_norm``, ``spectral_norm`` and ``prune`` keep it as a plain attribute,
+    which after an optimizer step is that of the forward before. Modules with parametrisations
+    compute theirs whenever it is read. To be called in eval mode: in training mode spectral norm
+    would make a step of its power iteration.
+    """
+    for hook in classifier._forward_pre_hooks.values():
+        if isinstance(hook, (WeightNorm, SpectralNorm, BasePruningMethod)):
+            with torch.no_grad():
+                hook(classifier, ())
 
 
 class CleanPass:

@@ -20,7 +20,7 @@ from ncmonitor._tensors import check_floating
 from ncmonitor.bank import Budget, FeatureBank
 from ncmonitor.callbacks import loaders
 from ncmonitor.callbacks.averaging import measured_weights
-from ncmonitor.callbacks.clean_pass import CleanPass, evaluating
+from ncmonitor.callbacks.clean_pass import CleanPass, evaluating, renew_weight
 from ncmonitor.callbacks.options import Options
 from ncmonitor.callbacks.precision import PassPrecision
 from ncmonitor.callbacks.progress import measuring
@@ -170,6 +170,7 @@ class Measurement:
         self._while_it_fits(work, lambda: source(None, ALONE))
 
     def _probe(self, loader: Any) -> None:
+        lazy = _lazy_tensors(self.module)
         with self._prepared(), self._tap() as tap:
             reading = self._pass(loader, tap)
             try:
@@ -184,6 +185,7 @@ class Measurement:
                     f"{type(error).__name__}: {error}. It calls module(inputs) with the first "
                     "element of the batch; pass forward= or batch_to_xy= if yours needs more"
                 ) from error
+        _refuse_filled(lazy - _lazy_tensors(self.module))
         self.name, self.layers = tap.name, tap.layer_names
         self.dtype = str(features.dtype).removeprefix("torch.")
         self.num_classes, self.dim = logits.shape[-1], features.shape[-1]
@@ -260,6 +262,7 @@ class Measurement:
             self._tap() as tap,
             measuring(self.trainer, _length(loader), share) as advance,
         ):
+            renew_weight(self.head)
             head = Classifier(tap.weight, tap.bias)
             budget = Budget(options.bank_bytes)
             studies = [
@@ -332,3 +335,19 @@ def _length(loader: Any) -> int | None:
         return len(loader)
     except TypeError:
         return None
+
+
+def _lazy_tensors(module: nn.Module) -> set[str]:
+    named = (*module.named_parameters(), *module.named_buffers())
+    return {name for name, tensor in named if nn.parameter.is_lazy(tensor)}
+
+
+def _refuse_filled(names: set[str]) -> None:
+    """Refuse a model whose weights the measuring pass was the first to draw."""
+    if names:
+        raise InputError(
+            f"the model has lazy layers that no batch has gone through yet ({min(names)!r}): the "
+            "measuring pass would draw their first weights from its own random state, and the "
+            "training would not be what it is without NeuralCollapse. Run the model on a batch "
+            "before fit, or let Lightning's sanity check do it (num_sanity_val_steps=2)"
+        )

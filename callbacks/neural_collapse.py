@@ -28,7 +28,7 @@ from ncmonitor.callbacks.progress import Overhead
 from ncmonitor.callbacks.rows import layer_split, log_keys, log_values, metric_columns
 from ncmonitor.callbacks.run_log import RunLog, default_run_dir
 from ncmonitor.callbacks.schedule import Schedule, scheduled_epochs, warn_unreachable
-from ncmonitor.callbacks.session import Session, facts
+from ncmonitor.callbacks.session import Session, excused, facts
 from ncmonitor.callbacks.strategies import check_strategy
 from ncmonitor.callbacks.wandb_axes import define_axes, record_measurement
 from ncmonitor.history import NULL_SPLIT, ONLINE_SPLIT, history_frame, read_history
@@ -369,8 +369,9 @@ class NeuralCollapse(Base):
         self._owes_first = bool(monitors_of(trainer, self.prefix))
         if not dry:
             coming |= log_keys(self.prefix, ["test"], self._ledger.metrics)
-            define_axes(trainer.loggers, f"{self.prefix}/epoch", coming)
-            record_measurement(trainer.loggers, how)
+            with excused("the W&B charts are not set up"):
+                define_axes(trainer.loggers, f"{self.prefix}/epoch", coming)
+                record_measurement(trainer.loggers, how)
         self._run_dir = self._given_dir or default_run_dir(trainer)
         log = RunLog(self._run_dir, active=trainer.is_global_zero and not dry)
         with measurement.ranks.together():  # only rank zero finds out that it cannot write
@@ -391,7 +392,8 @@ class NeuralCollapse(Base):
         say = print if self.verbose and trainer.is_global_zero else None
         values = log_values(self._session.measure(epoch, say), self.prefix)
         for logger in trainer.loggers:
-            logger.log_metrics(values, step=trainer.global_step)
+            with excused(f"epoch {epoch} is missing from {type(logger).__name__}"):
+                logger.log_metrics(values, step=trainer.global_step)
         self._tell(trainer, module, epoch)
 
     def _tell(self, trainer: pl.Trainer, module: pl.LightningModule, epoch: int) -> None:

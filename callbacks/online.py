@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,6 +14,7 @@ from torch import nn
 from ncmonitor._checks import InputError
 from ncmonitor._tensors import as_tensor
 from ncmonitor.callbacks.batches import BatchToXY
+from ncmonitor.callbacks.clean_pass import renew_weight
 from ncmonitor.classifier import Classifier
 from ncmonitor.evaluate import first_report
 from ncmonitor.looks import FirstLook
@@ -46,7 +48,7 @@ class Online:
     ) -> None:
         self._module, self._num_classes = module, num_classes
         self._settings, self._batch_to_xy = settings, batch_to_xy
-        self._tap = FeatureTap(module, classifier)
+        self._tap, self._classifier = FeatureTap(module, classifier), module.get_submodule(classifier)
         self._inside = contextlib.ExitStack()
         self._failure: Exception | None = None
         self._look = self._fresh()
@@ -82,7 +84,9 @@ class Online:
                     raise failure
             look = look.over(ranks)
             with ranks.together():
-                head = Classifier(self._tap.weight, self._tap.bias)
+                with _in_eval_mode(self._classifier):
+                    renew_weight(self._classifier)
+                    head = Classifier(self._tap.weight, self._tap.bias)
                 return first_report(look, head, self._settings)
         except Exception as error:
             warnings.warn(
@@ -95,6 +99,22 @@ class Online:
 
     def _fresh(self) -> FirstLook:
         return FirstLook(self._num_classes, None, self._settings.ignore_index)
+
+
+@contextlib.contextmanager
+def _in_eval_mode(classifier: nn.Module) -> Iterator[None]:
+    """Let a parametrised weight be read without a trace.
+
+    In training mode reading it may change it: spectral norm makes a step of its power iteration.
+    """
+    modes = {m: m.training for m in classifier.modules()}
+    try:
+        for module in modes:
+            module.training = False
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def check_online(module: pl.LightningModule, classifier: nn.Module) -> None:

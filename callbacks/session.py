@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 import pytorch_lightning as pl
@@ -199,6 +200,19 @@ class Session:
     def _warn(self, message: str) -> None:
         if self.measurement.trainer.is_global_zero:
             warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+@contextlib.contextmanager
+def excused(what: str) -> Iterator[None]:
+    """Turn what somebody else's logger raises into a warning: the numbers are kept elsewhere."""
+    try:
+        yield
+    except Exception as error:
+        warnings.warn(
+            f"{what}, training goes on: {type(error).__name__}: {error}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def facts(measurement: Measurement) -> dict[str, Any]:

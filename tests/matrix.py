@@ -34,7 +34,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, WeightedRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 from torchvision.models import mobilenet_v2, resnet18, shufflenet_v2_x0_5
 from torchvision.models.vision_transformer import VisionTransformer
 
@@ -580,7 +586,9 @@ def head_of(name: str) -> Callable[[Any], Any]:
     return lambda module: module.net.get_submodule(name)
 
 
-def whole(name: str, net: Callable[[], nn.Module], head: str, side: int = 0, **more: Any) -> Setting:
+def whole(
+    name: str, net: Callable[[], nn.Module], head: str, side: int = 0, **more: Any
+) -> Setting:
     return Setting(
         name,
         "heads",
@@ -628,9 +636,7 @@ def heads() -> Iterator[Setting]:
     yield whole("torchvision resnet18", lambda: resnet18(num_classes=3), "fc", 8)
     small = functools.partial(mobilenet_v2, num_classes=3, width_mult=0.1)
     yield whole("torchvision mobilenet_v2", small, "classifier.1", 16)
-    yield whole(
-        "torchvision shufflenet_v2", lambda: shufflenet_v2_x0_5(num_classes=3), "fc", 16
-    )
+    yield whole("torchvision shufflenet_v2", lambda: shufflenet_v2_x0_5(num_classes=3), "fc", 16)
     vit = functools.partial(VisionTransformer, 8, 4, 1, 2, WIDTH, WIDTH, num_classes=3)
     yield whole("torchvision ViT", vit, "heads.head", 8)
     keys = functools.partial(loaders, form=lambda x, y: {"pixel_values": x, "labels": y})
@@ -653,17 +659,16 @@ def heads() -> Iterator[Setting]:
     wide = net(body=lambda: conv_body(False), head=pool_behind)
     behind = ByHand(lambda m, x: m.body(x).flatten(2).mean(2), lambda m: m.head[0], _linear)
     yield Setting("1x1 convolution, pooled behind", "heads", wide, pictures, by_hand=behind)
-    dense = ByHand(lambda m, x: m.body(x).movedim(1, -1).flatten(0, -2), logits=_linear)
+    dense = ByHand(lambda m, x: m.body(x).movedim(1, -1), logits=_linear)
     yield Setting("1x1 convolution, dense", "heads", Dense, segmented, by_hand=dense)
     tied = ByHand(lambda module, x: module.embedded(x))
     yield Setting("tied to an embedding", "heads", Tied, by_hand=tied)
     for made in (parametrizations.weight_norm, parametrizations.spectral_norm):
         head: Any = lambda made=made: made(nn.Linear(WIDTH, CLASSES))  # noqa: E731
         yield Setting(f"parametrised, {made.__name__}", "heads", net(head=head))
-    by_hand = ByHand(layers={"body.2": lambda module, x: module.body[:3](x).flatten(0, 1)})
     tokens = net(body=lambda: mlp(norm=False))
     yield Setting("tokens (B, T, d), some ignored", "heads", tokens, tagged)
-    by_hand = ByHand(layers={"body.1": lambda module, x: module.body[:2](x).flatten(0, 1)})
+    by_hand = ByHand(layers={"body.1": lambda module, x: module.body[:2](x)})
     yield Setting(
         "tokens, an inner layer", "heads", tokens, tagged, monitor={"layers": "body.1"},
         by_hand=by_hand,
@@ -688,14 +693,22 @@ def models() -> Iterator[Setting]:
     yield Setting("layers made in setup()", "models", MadeInSetup)
     yield Setting("configure_model()", "models", Configured)
     yield Setting("gradient checkpointing", "models", Checkpointed)
-    yield Setting("gradient checkpointing, reentrant", "models", Reentrant, warns=["None of the inputs have requires_grad"])
+    yield Setting(
+        "gradient checkpointing, reentrant",
+        "models",
+        Reentrant,
+        warns=["None of the inputs have requires_grad"],
+    )
     yield Setting("gradient checkpointing, head too", "models", HeadToo)
     picked: Any = lambda n: lambda module, x: module.body[:n](x)  # noqa: E731
     inner = ByHand(layers={"body.0": picked(1), "body.2": picked(3)})
     yield Setting("layers=(...)", "models", monitor={"layers": ("body.0", "body.2")}, by_hand=inner)
     every = ByHand(layers={"body.0": picked(1)})
     yield Setting('layers="all"', "models", monitor={"layers": "all"}, by_hand=every)
-    maps = {"body.0": lambda m, x: m.body[0](x).mean((2, 3)), "body.2": lambda m, x: m.body[:3](x).mean((2, 3))}
+    maps = {
+        "body.0": lambda m, x: m.body[0](x).mean((2, 3)),
+        "body.2": lambda m, x: m.body[:3](x).mean((2, 3)),
+    }
     conv = net(body=lambda: nn.Sequential(*conv_body(True), nn.Flatten()))
     yield Setting(
         "layers of a convolutional network", "models", conv, pictures,
@@ -714,7 +727,12 @@ def online() -> Iterator[Setting]:
     half = ByHand(dtype=torch.float32, autocast=True)
     common = {"group": "online=True", "monitor": listening}
     yield Setting("plain", **common)
-    yield Setting("batches as dataclass", module=net(pick=lambda b: (b.image, b.target)), loaders=functools.partial(loaders, collate_fn=stacked), **common)
+    yield Setting(
+        "batches as dataclass",
+        module=net(pick=lambda b: (b.image, b.target)),
+        loaders=functools.partial(loaders, collate_fn=stacked),
+        **common,
+    )
     yield Setting("tokens", module=tokens, data=tagged, **common)
     yield Setting("torch.compile, body", module=functools.partial(Compiled, "aot_eager"), **common)
     yield Setting("gradient checkpointing, head too", module=HeadToo, **common)
@@ -858,7 +876,9 @@ def sources() -> Iterator[Setting]:
     yield Setting("drop_last", "data", loaders=dropped, note="measured: every sample")
     chosen: Any = lambda data: loaders(data, shuffle=False, sampler=SubsetRandomSampler(range(30)))  # noqa: E731
     subset = ByHand(samples=30)
-    yield Setting("SubsetRandomSampler", "data", loaders=chosen, by_hand=subset, note="measured: the subset")
+    yield Setting(
+        "SubsetRandomSampler", "data", loaders=chosen, by_hand=subset, note="measured: the subset"
+    )
 
     def two(data: Data) -> dict[str, Any]:
         made = loaders(data)
@@ -911,9 +931,13 @@ class Keeper(pl.Callback):
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         self.heard = []
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
         if self.listens:
-            hear: Any = lambda _, args, out: self.heard.append((args[0].detach(), _labels(batch), out.detach()))  # noqa: E731
+            hear: Any = lambda _, args, out: self.heard.append(
+                (args[0].detach(), _labels(batch), out.detach())
+            )  # noqa: E731
             self._handle = self.setting.by_hand.head(pl_module).register_forward_hook(hear)
 
     def on_train_batch_end(
@@ -1046,15 +1070,14 @@ def collect(how: ByHand, module: Any, data: tuple[Any, Tensor], size: int = BATC
             logits = head(features) if how.logits is None else how.logits(head, features)
             inner = [layer(module, x) for layer in how.layers.values()]
         parts.append([features, logits, *inner])
-    whole = [torch.cat(each) for each in zip(*parts, strict=True)]
-    return Hand(
-        whole[0], labels, whole[1], dict(zip(how.layers, whole[2:], strict=True)), len(parts)
-    )
+    h, z, *inner = (torch.cat(each).flatten(0, -2) for each in zip(*parts, strict=True))
+    layers = dict(zip(how.layers, inner, strict=True))
+    return Hand(h, labels.flatten(), z, layers, len(parts))
 
 
 def reports(setting: Setting, plain: Fit) -> tuple[dict[str, CollapseReport], int]:
     """Measure every split by hand; also return the batches of one measurement of all of them."""
-    module, data, how = plain.module, setting.data(), setting.by_hand
+    module, data, how = plain.module.eval(), setting.data(), setting.by_hand
     trained = {k: v.clone() for k, v in module.state_dict().items()}
     module.load_state_dict(plain.keeper.raw)
     online = _online(plain, how.head(module)) if plain.keeper.heard else {}
@@ -1064,7 +1087,7 @@ def reports(setting: Setting, plain: Fit) -> tuple[dict[str, CollapseReport], in
     head = {"weight": how.head(module).weight.detach().flatten(1), "bias": how.head(module).bias}
     made = measure_collapse(train.features, train.labels, **head, logits=train.logits, null_seed=3)
     found = {"train": made, NULL_SPLIT: made.null(3)} | online
-    layers = {k: measure_collapse(h, train.labels.flatten()) for k, h in train.layers.items()}
+    layers = {k: measure_collapse(h, train.labels) for k, h in train.layers.items()}
     found |= {layer_split("train", k): report for k, report in layers.items()}
     count = train.batches
     for split in setting.val:
@@ -1074,7 +1097,7 @@ def reports(setting: Setting, plain: Fit) -> tuple[dict[str, CollapseReport], in
         )
         for k, h in val.layers.items():
             found[layer_split(split, k)] = measure_collapse(
-                h, val.labels.flatten(), reference=layers[k].moments
+                h, val.labels, reference=layers[k].moments
             )
         count += val.batches
     return found, count
