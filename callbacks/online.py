@@ -48,7 +48,7 @@ class Online:
     ) -> None:
         self._module, self._num_classes = module, num_classes
         self._settings, self._batch_to_xy = settings, batch_to_xy
-        self._tap, self._classifier = FeatureTap(module, classifier), module.get_submodule(classifier)
+        self._tap = FeatureTap(module, classifier)
         self._inside = contextlib.ExitStack()
         self._failure: Exception | None = None
         self._look = self._fresh()
@@ -84,8 +84,10 @@ class Online:
                     raise failure
             look = look.over(ranks)
             with ranks.together():
-                with _in_eval_mode(self._classifier):
-                    renew_weight(self._classifier)
+                classifier = self._tap.classifier
+                assert classifier is not None  # named
+                with _in_eval_mode(classifier):
+                    renew_weight(classifier)
                     head = Classifier(self._tap.weight, self._tap.bias)
                 return first_report(look, head, self._settings)
         except Exception as error:

@@ -233,11 +233,15 @@ def _panel(history: pd.DataFrame, ax: Axes, names: Sequence[str]) -> None:
     if len(names) > 1:
         ax.legend(
             handles=_quantity_keys(names),
-            loc="upper right",
+            loc="lower right",  # above the axes, beside the title: inside it would hide a curve
+            bbox_to_anchor=(1.0, 1.0),
+            ncols=len(names),
             frameon=False,
-            borderaxespad=0.2,
-            handlelength=1.2,
-            labelspacing=0.25,
+            borderaxespad=0.1,
+            labelcolor="linecolor",  # the words in the colours of their lines: no room for samples
+            handlelength=0,
+            handletextpad=0,
+            columnspacing=0.8,
         )
 
 

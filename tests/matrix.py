@@ -11,7 +11,6 @@ import functools
 import math
 import os
 import random
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +31,7 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import (
     DataLoader,
@@ -53,7 +52,7 @@ from ncmonitor.history import NULL_SPLIT, ONLINE_SPLIT
 from ncmonitor.metrics import SHAPE
 from toys import CLASSES, blobs, val_blobs
 
-BATCH, WIDTH = 16, 8
+BATCH, WIDTH, SHUFFLE = 16, 8, 3
 
 # -- data ------------------------------------------------------------------------------------------
 
@@ -213,6 +212,9 @@ def mlp(norm: bool = True) -> nn.Sequential:
 class Net(pl.LightningModule):
     """A body and a head; ``pick`` finds inputs and labels in a batch."""
 
+    body: Any
+    head: Any
+
     def __init__(
         self,
         body: Callable[[], nn.Module] = mlp,
@@ -326,9 +328,9 @@ class TextNet(Net):
         kept = attention_mask[..., None].to(self.body.weight.dtype)
         return (self.body(input_ids) * kept).sum(1) / kept.sum(1)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None
-    ) -> Output:  # type: ignore[override]
+    ) -> Output:
         logits = self.head(self.pooled(input_ids, attention_mask))
         loss = None if labels is None else F.cross_entropy(logits, labels)
         return Output(loss, logits)
@@ -353,7 +355,7 @@ class ImageNet(Net):
     def pooled(self, pixel_values: Tensor) -> Tensor:
         return self.body(pixel_values).flatten(1)
 
-    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> Output:  # type: ignore[override]
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> Output:
         logits = self.head(self.pooled(pixel_values))
         loss = None if labels is None else F.cross_entropy(logits, labels)
         return Output(loss, logits)
@@ -361,7 +363,7 @@ class ImageNet(Net):
     loss = TextNet.loss
 
 
-def conv_body(pooled: bool) -> nn.Module:
+def conv_body(pooled: bool) -> nn.Sequential:
     pool: list[nn.Module] = [nn.AdaptiveAvgPool2d(1)] if pooled else []
     return nn.Sequential(nn.Conv2d(3, WIDTH, 3), nn.BatchNorm2d(WIDTH), nn.ReLU(), *pool)
 
@@ -374,6 +376,14 @@ class Dense(Net):
 
     def loss(self, batch: Any) -> Tensor:
         return F.cross_entropy(self(batch[0]), batch[1])
+
+
+def flat_conv_body() -> nn.Module:
+    return nn.Sequential(*conv_body(True), nn.Flatten())
+
+
+def conv_head() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(WIDTH, CLASSES, 1), nn.Flatten())
 
 
 def pool_behind() -> nn.Module:
@@ -462,7 +472,7 @@ class MadeInSetup(Net):
 
 
 class Configured(MadeInSetup):
-    setup = pl.LightningModule.setup  # type: ignore[assignment]
+    setup = pl.LightningModule.setup
 
     def configure_model(self) -> None:
         if isinstance(self.head, nn.Identity):
@@ -582,312 +592,308 @@ def without(name: str) -> Callable[[Any, Any], Tensor]:
     return features
 
 
-def head_of(name: str) -> Callable[[Any], Any]:
-    return lambda module: module.net.get_submodule(name)
-
-
-def whole(
-    name: str, net: Callable[[], nn.Module], head: str, side: int = 0, **more: Any
-) -> Setting:
-    return Setting(
-        name,
-        "heads",
-        **{"module": functools.partial(Whole, net)} | more,
-        data=functools.partial(pictures, side) if side else points,
-        by_hand=ByHand(without(head), head_of(head)),
-    )
+def whole(name: str, network: Callable[[], Any], head: str, side: int = 0, **more: Any) -> Setting:
+    by_hand = ByHand(without(head), lambda module: module.net.get_submodule(head))
+    data: Any = functools.partial(pictures, side) if side else points
+    kind = Whole if side or name == "nn.Sequential" else TwoHeads
+    module = functools.partial(kind, network)
+    return Setting(name, "heads", module, data, by_hand=by_hand, **more)
 
 
 def net(**parts: Any) -> Callable[[], Net]:
     return functools.partial(Net, **parts)
 
 
-def batches() -> Iterator[Setting]:
-    image: Any = lambda batch: (batch["image"], batch["label"])  # noqa: E731
-    yield Setting("tuple", "batches")
-    keyed = functools.partial(loaders, form=lambda x, y: {"image": x, "label": y, "index": 7})
-    yield Setting("dict", "batches", net(pick=image), loaders=keyed)
-    made = functools.partial(loaders, collate_fn=stacked)
-    yield Setting("dataclass", "batches", net(pick=lambda b: (b.image, b.target)), loaders=made)
-    yield Setting("NamedTuple", "batches", loaders=functools.partial(loaders, form=Named))
-    text = functools.partial(loaders, form=lambda x, y: x | {"labels": y})
-    by_hand = ByHand(text_features, lambda module: module.head.out_proj)
-    yield Setting("text, Hugging Face style", "batches", TextNet, sentences, text, by_hand=by_hand)
-    swapped = functools.partial(loaders, form=lambda x, y: (7, y, x))
-    pick: Any = lambda batch: (batch[2], batch[1])  # noqa: E731
-    yield Setting(
-        "batch_to_xy=", "batches", net(pick=pick), loaders=swapped, monitor={"batch_to_xy": pick}
-    )
-    forward: Any = lambda module, x: module(x, torch.tensor(2.0))  # noqa: E731
-    yield Setting(
-        "forward=",
-        "batches",
-        Scaled,
-        monitor={"forward": forward},
-        by_hand=ByHand(lambda module, x: module.body(x) * 2.0),
-    )
-
-
-def heads() -> Iterator[Setting]:
-    def plain() -> nn.Module:
-        return nn.Sequential(mlp(), nn.Linear(WIDTH, CLASSES))
-
-    yield whole("nn.Sequential", plain, "1")
-    yield whole("torchvision resnet18", lambda: resnet18(num_classes=3), "fc", 8)
-    small = functools.partial(mobilenet_v2, num_classes=3, width_mult=0.1)
-    yield whole("torchvision mobilenet_v2", small, "classifier.1", 16)
-    yield whole("torchvision shufflenet_v2", lambda: shufflenet_v2_x0_5(num_classes=3), "fc", 16)
-    vit = functools.partial(VisionTransformer, 8, 4, 1, 2, WIDTH, WIDTH, num_classes=3)
-    yield whole("torchvision ViT", vit, "heads.head", 8)
-    keys = functools.partial(loaders, form=lambda x, y: {"pixel_values": x, "labels": y})
-    yield Setting(
-        "Hugging Face style", "heads", ImageNet, pictures, keys, by_hand=ByHand(ImageNet.pooled)
-    )
-    timm = functools.partial(TwoHeads, TimmStyle)
-    yield whole("timm style, get_classifier()", TimmStyle, "fc", module=timm)
-    pair = functools.partial(TwoHeads, Pair)
-    yield whole("by name", Pair, "main", module=pair, monitor={"classifier": "net.main"})
-    yield whole("by pattern", Pair, "main", module=pair, monitor={"classifier": "*.ma?n"})
-    chosen: Any = lambda module: {"classifier": module.net.main}  # noqa: E731
-    yield whole("by module", Pair, "main", module=pair, monitor=chosen)
-    wide = net(
-        body=lambda: conv_body(True),
-        head=lambda: nn.Sequential(nn.Conv2d(WIDTH, CLASSES, 1), nn.Flatten()),
-    )
-    pooled = ByHand(lambda m, x: m.body(x).flatten(1), lambda m: m.head[0], _linear)
-    yield Setting("1x1 convolution, pooled before", "heads", wide, pictures, by_hand=pooled)
-    wide = net(body=lambda: conv_body(False), head=pool_behind)
-    behind = ByHand(lambda m, x: m.body(x).flatten(2).mean(2), lambda m: m.head[0], _linear)
-    yield Setting("1x1 convolution, pooled behind", "heads", wide, pictures, by_hand=behind)
-    dense = ByHand(lambda m, x: m.body(x).movedim(1, -1), logits=_linear)
-    yield Setting("1x1 convolution, dense", "heads", Dense, segmented, by_hand=dense)
-    tied = ByHand(lambda module, x: module.embedded(x))
-    yield Setting("tied to an embedding", "heads", Tied, by_hand=tied)
-    for made in (parametrizations.weight_norm, parametrizations.spectral_norm):
-        head: Any = lambda made=made: made(nn.Linear(WIDTH, CLASSES))  # noqa: E731
-        yield Setting(f"parametrised, {made.__name__}", "heads", net(head=head))
-    tokens = net(body=lambda: mlp(norm=False))
-    yield Setting("tokens (B, T, d), some ignored", "heads", tokens, tagged)
-    by_hand = ByHand(layers={"body.1": lambda module, x: module.body[:2](x)})
-    yield Setting(
-        "tokens, an inner layer", "heads", tokens, tagged, monitor={"layers": "body.1"},
-        by_hand=by_hand,
-    )  # fmt: skip
-
-
-def models() -> Iterator[Setting]:
-    def compiled() -> Any:
-        return torch.compile(Net(), backend="aot_eager")
-
-    yield Setting("torch.compile, whole", "models", compiled)
-    yield Setting("torch.compile, body", "models", functools.partial(Compiled, "aot_eager"))
-    yield Setting("body.compile()", "models", CompiledInPlace)
-    yield Setting("compile()", "models", CompiledWhole)
-    yield Setting("torch.compile, head", "models", CompiledHead, warns=["not a leaf Tensor"])
-    inductor = functools.partial(Compiled, "inductor")
-    yield Setting(
-        "torch.compile, body, inductor", "models", inductor, warns=["No CUDA runtime"], slow=True
-    )
-    yield Setting("frozen BatchNorm", "models", FrozenNorm)
-    yield Setting("frozen by train()", "models", FrozenByTrain)
-    yield Setting("layers made in setup()", "models", MadeInSetup)
-    yield Setting("configure_model()", "models", Configured)
-    yield Setting("gradient checkpointing", "models", Checkpointed)
-    yield Setting(
-        "gradient checkpointing, reentrant",
-        "models",
-        Reentrant,
-        warns=["None of the inputs have requires_grad"],
-    )
-    yield Setting("gradient checkpointing, head too", "models", HeadToo)
-    picked: Any = lambda n: lambda module, x: module.body[:n](x)  # noqa: E731
-    inner = ByHand(layers={"body.0": picked(1), "body.2": picked(3)})
-    yield Setting("layers=(...)", "models", monitor={"layers": ("body.0", "body.2")}, by_hand=inner)
-    every = ByHand(layers={"body.0": picked(1)})
-    yield Setting('layers="all"', "models", monitor={"layers": "all"}, by_hand=every)
-    maps = {
-        "body.0": lambda m, x: m.body[0](x).mean((2, 3)),
-        "body.2": lambda m, x: m.body[:3](x).mean((2, 3)),
-    }
-    conv = net(body=lambda: nn.Sequential(*conv_body(True), nn.Flatten()))
-    yield Setting(
-        "layers of a convolutional network", "models", conv, pictures,
-        monitor={"layers": ["body.0", "body.2"]}, by_hand=ByHand(layers=maps),
-    )  # fmt: skip
-    yield Setting("null_seed=", "models", monitor={"null_seed": 3})
-    lazy = net(head=lambda: nn.LazyLinear(CLASSES))
-    yield Setting("lazy layers", "models", lazy, warns=["Lazy", "uninitialized"])
-
-
-def online() -> Iterator[Setting]:
-    """The features of the training steps themselves, with exact passes on top."""
-    listening = {"online": True, "schedule": "every_epoch"}
-    tokens = net(body=lambda: mlp(norm=False))
-    ema = {"callbacks": lambda: [EMAWeightAveraging(decay=0.8)]}
-    half = ByHand(dtype=torch.float32, autocast=True)
-    common = {"group": "online=True", "monitor": listening}
-    yield Setting("plain", **common)
-    yield Setting(
-        "batches as dataclass",
-        module=net(pick=lambda b: (b.image, b.target)),
-        loaders=functools.partial(loaders, collate_fn=stacked),
-        **common,
-    )
-    yield Setting("tokens", module=tokens, data=tagged, **common)
-    yield Setting("torch.compile, body", module=functools.partial(Compiled, "aot_eager"), **common)
-    yield Setting("gradient checkpointing, head too", module=HeadToo, **common)
-    yield Setting("several optimizers, manual", module=Manual, **common)
-    yield Setting("gradient accumulation", trainer={"accumulate_grad_batches": 2}, **common)
-    note = "online: raw weights"
-    yield Setting("EMAWeightAveraging", trainer=ema, note=note, **common)
-    yield Setting("bf16-mixed", trainer={"precision": "bf16-mixed"}, by_hand=half, **common)
-
-
-def _linear(head: Any, features: Tensor) -> Tensor:
+def linear(head: Any, features: Tensor) -> Tensor:
     return F.linear(features, head.weight.flatten(1), head.bias)
 
 
-def training() -> Iterator[Setting]:
-    def ema() -> list[Any]:
-        return [EMAWeightAveraging(decay=0.8)]
+def first(count: int) -> Callable[[Any, Any], Tensor]:
+    """Return the output of the first layers of the body, averaged over the positions of a map."""
 
-    def swa() -> list[Any]:
-        return [StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1)]
+    def features(module: Any, x: Tensor) -> Tensor:
+        output = module.body[:count](x)
+        return output.mean((2, 3)) if output.ndim == 4 else output
 
-    raw, plain = ByHand(weights="raw"), net(body=lambda: mlp(norm=False))
-    yield Setting("manual optimisation", "training", OneManual)
-    yield Setting("several optimizers", "training", Manual)
-    yield Setting("gradient accumulation", "training", trainer={"accumulate_grad_batches": 2})
-    average = {"callbacks": ema}
-    yield Setting(
-        "EMAWeightAveraging", "training", trainer=average, note="averaged weights, as validation"
-    )
-    yield Setting(
-        'EMAWeightAveraging, weights="raw"', "training", trainer=average,
-        monitor={"weights": "raw"}, by_hand=raw, note="raw weights",
-    )  # fmt: skip
-    yield Setting(
-        'EMAWeightAveraging, weights="averaged"', "training", trainer=average,
-        monitor={"weights": "averaged"}, note="averaged weights",
-    )  # fmt: skip
-    yield Setting(
-        "WeightAveraging", "training", trainer={"callbacks": lambda: [WeightAveraging()]},
-        note="averaged weights, as validation",
-    )  # fmt: skip
-    yield Setting(
-        "StochasticWeightAveraging", "training", plain, trainer={"callbacks": swa, "max_epochs": 3},
-        by_hand=raw, note="raw weights, as validation",
-    )  # fmt: skip
-    yield Setting(
-        'StochasticWeightAveraging, weights="averaged"', "training", plain,
-        trainer={"callbacks": swa, "max_epochs": 3}, monitor={"weights": "averaged"},
-        note="averaged weights",
-    )  # fmt: skip
-    yield Setting(
-        "StochasticWeightAveraging, BatchNorm", "training", trainer={"callbacks": swa, "max_epochs": 3},
-        by_hand=raw, note="its extra epoch is measured",
-    )  # fmt: skip
+    return features
 
 
-def trainers() -> Iterator[Setting]:
-    first = ByHand(samples=2 * BATCH)
-    yield Setting("val_check_interval=0.5", "trainer", trainer={"val_check_interval": 0.5})
-    steps = {"max_epochs": -1, "max_steps": 4}
-    yield Setting("max_steps", "trainer", trainer=steps, note="ends in the middle of an epoch")
-    yield Setting(
-        "limit_train_batches=2", "trainer", trainer={"limit_train_batches": 2},
-        note="measured: the whole data set",
-    )  # fmt: skip
-    yield Setting(
-        "overfit_batches=2", "trainer", trainer={"overfit_batches": 2}, by_hand=first,
-        note="measured: these batches", warns=["overfit", "shuffl"],
-    )  # fmt: skip
-    yield Setting(
-        "fast_dev_run=2", "trainer", trainer={"fast_dev_run": 2}, by_hand=first,
-        note="measured: these batches",
-    )  # fmt: skip
-    yield Setting(
-        "no validation loop", "trainer", loaders=_train_alone, val=(),
-        warns=["no validation data", "validation_step` but have no `val_dataloader"],
-    )  # fmt: skip
-    yield Setting("num_sanity_val_steps=0", "trainer", trainer={"num_sanity_val_steps": 0})
-    yield Setting("check_val_every_n_epoch=2", "trainer", trainer={"check_val_every_n_epoch": 2})
-    yield Setting("limit_val_batches=1", "trainer", trainer={"limit_val_batches": 1})
-    yield Setting("no logger", "trainer", trainer={"logger": False})
-    two: Any = lambda: [CSVLogger("logs", name="a"), CSVLogger("logs", name="b")]  # noqa: E731
-    yield Setting("several loggers", "trainer", trainer={"logger": two})
-    bare = {"barebones": True, "log_every_n_steps": None, "logger": None}
-    yield Setting("barebones", "trainer", trainer=bare, warns=["barebones"])
+def by_key(*keys: str) -> Callable[[Any], tuple[Any, Any]]:
+    return lambda batch: (batch[keys[0]], batch[keys[1]])
 
 
-def _train_alone(data: Data) -> dict[str, Any]:
+def by_name(batch: Any) -> tuple[Any, Any]:
+    return batch.image, batch.target
+
+
+def from_b(batch: Any) -> tuple[Any, Any]:
+    batch = batch["b"] if isinstance(batch, dict) else batch
+    return batch[0], batch[1]
+
+
+def last_two(batch: Any) -> tuple[Any, Any]:
+    return batch[2], batch[1]
+
+
+def scaled(module: Any, x: Tensor) -> Tensor:
+    return module(x, torch.tensor(2.0))
+
+
+def headed(made: Callable[[nn.Module], nn.Module]) -> Callable[[], Net]:
+    return net(head=lambda: made(nn.Linear(WIDTH, CLASSES)))
+
+
+def pruned(head: nn.Module) -> nn.Module:
+    prune.random_unstructured(head, "weight", 0.3)
+    return head
+
+
+def ema() -> list[Any]:
+    return [EMAWeightAveraging(decay=0.8)]
+
+
+def swa() -> list[Any]:
+    return [StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1)]
+
+
+def two_loggers() -> list[Any]:
+    return [CSVLogger("logs", name="a"), CSVLogger("logs", name="b")]
+
+
+def stream(data: Data) -> Any:
+    return DataLoader(Stream(data.train), BATCH)
+
+
+def combined(data: Data) -> Any:
+    both = {"a": Items(data.val), "b": Items(data.train)}
+    return CombinedLoader({k: DataLoader(v, BATCH, shuffle=True) for k, v in both.items()})
+
+
+def weighted(data: Data) -> Any:
+    sampler = WeightedRandomSampler([1.0, 2.0, 3.0] * 15, 45)
+    return DataLoader(Items(data.train), BATCH, sampler=sampler)
+
+
+def noisy(data: Data) -> Any:
+    return DataLoader(Items(data.train, noise=0.1), BATCH, shuffle=True)
+
+
+def clean() -> Any:
+    return DataLoader(Items(points().train), BATCH)
+
+
+def augmented(data: Data) -> dict[str, Any]:
+    return {"datamodule": Augmenting(data)}
+
+
+def train_alone(data: Data) -> dict[str, Any]:
     return {"train_dataloaders": loaders(data)["train_dataloaders"]}
 
 
-def sources() -> Iterator[Setting]:
-    def stream(data: Data) -> dict[str, Any]:
-        return loaders(data) | {"train_dataloaders": DataLoader(Stream(data.train), BATCH)}
+def two_val(data: Data) -> dict[str, Any]:
+    made = loaders(data)
+    return made | {"val_dataloaders": [made["val_dataloaders"]] * 2}
 
-    yield Setting("iterable data set", "data", loaders=stream)
-    yield Setting(
-        "iterable data set, limit_train_batches=2", "data", loaders=stream,
-        trainer={"limit_train_batches": 2}, by_hand=ByHand(samples=2 * BATCH),
-        note="measured: these batches",
-    )  # fmt: skip
 
-    def combined(data: Data) -> Any:
-        both = {"a": Items(data.val), "b": Items(data.train)}
-        shuffled = {k: DataLoader(v, BATCH, shuffle=True) for k, v in both.items()}
-        return CombinedLoader(shuffled, "max_size_cycle")
+def form(made: Callable[[Any, Any], Any]) -> Callable[[Data], dict[str, Any]]:
+    return functools.partial(loaders, form=made)
 
-    def from_b(batch: Any) -> Any:
-        return batch["b"] if isinstance(batch, dict) else batch
 
-    yield Setting(
-        "CombinedLoader", "data", net(pick=from_b), loaders=with_train(combined),
-        monitor={"dataloader": "b"},
-    )  # fmt: skip
+def train(**changes: Any) -> Callable[[Data], dict[str, Any]]:
+    return lambda data: loaders(data, **{k: v() for k, v in changes.items()})
+
+
+PLAIN, RAW = net(body=lambda: mlp(norm=False)), ByHand(weights="raw")
+AOT = functools.partial(Compiled, "aot_eager")
+NO_VAL: dict[str, Any] = {
+    "loaders": train_alone,
+    "val": (),
+    "warns": ("no validation data", "have no `val_dataloader`", "deprecated"),
+}
+EMA: dict[str, Any] = {"callbacks": ema}
+SWA: dict[str, Any] = {"callbacks": swa, "max_epochs": 3}
+HALVED = ByHand(lambda module, x: module.body(x / 2))
+# fmt: off
+
+
+def batches() -> list[Setting]:
+    add: Any = functools.partial(Setting, group="batches")
+    text = ByHand(text_features, lambda module: module.head.out_proj)
+    return [
+        add("tuple"),
+        add("dict", module=net(pick=by_key("image", "label")),
+            loaders=form(lambda x, y: {"image": x, "label": y, "index": 7})),
+        add("dataclass", module=net(pick=by_name), loaders=train(collate_fn=lambda: stacked)),
+        add("NamedTuple", loaders=form(Named)),
+        add("text, Hugging Face style", module=TextNet, data=sentences, by_hand=text,
+            loaders=form(lambda x, y: x | {"labels": y})),
+        add("batch_to_xy=", module=net(pick=last_two), monitor={"batch_to_xy": last_two},
+            loaders=form(lambda x, y: (7, y, x))),
+        add("forward=", module=Scaled, monitor={"forward": scaled},
+            by_hand=ByHand(lambda module, x: module.body(x) * 2.0)),
+    ]
+
+
+def heads() -> list[Setting]:
+    add: Any = functools.partial(Setting, group="heads")
+    mobile = functools.partial(mobilenet_v2, num_classes=3, width_mult=0.1)
+    vit = functools.partial(VisionTransformer, 8, 4, 1, 2, WIDTH, WIDTH, num_classes=3)
+    before = net(body=lambda: conv_body(True), head=conv_head)
+    behind = net(body=lambda: conv_body(False), head=pool_behind)
+    pooled = ByHand(lambda m, x: m.body(x).flatten(2).mean(2), lambda m: m.head[0], linear)
+    dense = ByHand(lambda m, x: m.body(x).movedim(1, -1), logits=linear)
+    return [
+        whole("nn.Sequential", lambda: nn.Sequential(mlp(), nn.Linear(WIDTH, CLASSES)), "1"),
+        whole("torchvision resnet18", lambda: resnet18(num_classes=3), "fc", 8),
+        whole("torchvision mobilenet_v2", mobile, "classifier.1", 16),
+        whole("torchvision shufflenet_v2", lambda: shufflenet_v2_x0_5(num_classes=3), "fc", 16),
+        whole("torchvision ViT", vit, "heads.head", 8),
+        whole("timm style, get_classifier()", TimmStyle, "fc"),
+        add("Hugging Face style", module=ImageNet, data=pictures, by_hand=ByHand(ImageNet.pooled),
+            loaders=form(lambda x, y: {"pixel_values": x, "labels": y})),
+        whole("by name", Pair, "main", monitor={"classifier": "net.main"}),
+        whole("by pattern", Pair, "main", monitor={"classifier": "*.ma?n"}),
+        whole("by module", Pair, "main", monitor=lambda m: {"classifier": m.net.main}),
+        add("1x1 convolution, pooled before", module=before, data=pictures, by_hand=pooled),
+        add("1x1 convolution, pooled behind", module=behind, data=pictures, by_hand=pooled),
+        add("1x1 convolution, dense", module=Dense, data=segmented, by_hand=dense),
+        add("tied to an embedding", module=Tied, by_hand=ByHand(Tied.embedded)),
+        add("parametrised, weight_norm", module=headed(parametrizations.weight_norm)),
+        add("parametrised, spectral_norm", module=headed(parametrizations.spectral_norm)),
+        add("hook, spectral_norm", module=headed(nn.utils.spectral_norm), **NO_VAL),
+        add("hook, weight_norm", module=headed(nn.utils.weight_norm), **NO_VAL),
+        add("hook, pruned", module=headed(pruned), **NO_VAL),
+        add("tokens (B, T, d), some ignored", module=PLAIN, data=tagged),
+        add("tokens, an inner layer", module=PLAIN, data=tagged, monitor={"layers": "body.1"},
+            by_hand=ByHand(layers={"body.1": first(2)})),
+    ]
+
+
+def models() -> list[Setting]:
+    add: Any = functools.partial(Setting, group="models")
+    inner = {"body.0": first(1), "body.2": first(3)}
+    conv = net(body=flat_conv_body)
+    return [
+        add("torch.compile, whole", module=lambda: torch.compile(Net(), backend="aot_eager")),
+        add("torch.compile, body", module=AOT),
+        add("torch.compile, body, inductor", module=functools.partial(Compiled, "inductor"),
+            warns=["No CUDA runtime"], slow=True),
+        add("torch.compile, head", module=CompiledHead, warns=["not a leaf Tensor"]),
+        add("compile()", module=CompiledWhole),
+        add("body.compile()", module=CompiledInPlace),
+        add("frozen BatchNorm", module=FrozenNorm),
+        add("frozen by train()", module=FrozenByTrain),
+        add("layers made in setup()", module=MadeInSetup),
+        add("configure_model()", module=Configured),
+        add("lazy layers", module=net(head=lambda: nn.LazyLinear(CLASSES)),
+            warns=["Lazy", "uninitialized"]),
+        add("gradient checkpointing", module=Checkpointed),
+        add("gradient checkpointing, reentrant", module=Reentrant, warns=["None of the inputs"]),
+        add("gradient checkpointing, head too", module=HeadToo),
+        add("layers=(...)", monitor={"layers": tuple(inner)}, by_hand=ByHand(layers=inner)),
+        add("layers=(...), convolutions", module=conv, data=pictures,
+            monitor={"layers": tuple(inner)}, by_hand=ByHand(layers=inner)),
+        add('layers="all"', monitor={"layers": "all"}, by_hand=ByHand(layers={"body.0": first(1)})),
+        add("null_seed=", monitor={"null_seed": SHUFFLE}),
+    ]
+
+
+def online() -> list[Setting]:
+    """The features of the training steps themselves, with exact passes on top."""
+    listening = {"online": True, "schedule": "every_epoch"}
+    add: Any = functools.partial(Setting, group="online=True", monitor=listening)
+    spectral = headed(parametrizations.spectral_norm)
+    return [
+        add("plain"),
+        add("batches as dataclass", module=net(pick=by_name),
+            loaders=train(collate_fn=lambda: stacked)),
+        add("tokens", module=PLAIN, data=tagged),
+        add("torch.compile, body", module=AOT),
+        add("gradient checkpointing, head too", module=HeadToo),
+        add("parametrised, spectral_norm", module=spectral),
+        add("hook, pruned", module=headed(pruned), **NO_VAL),
+        add("several optimizers, manual", module=Manual),
+        add("gradient accumulation", trainer={"accumulate_grad_batches": 2}),
+        add("EMAWeightAveraging", trainer=EMA, note="online: raw weights"),
+        add("bf16-mixed", trainer={"precision": "bf16-mixed"},
+            by_hand=ByHand(dtype=torch.float32, autocast=True)),
+    ]
+
+
+def training() -> list[Setting]:
+    add: Any = functools.partial(Setting, group="training")
+    simple, averaged = {"callbacks": lambda: [WeightAveraging()]}, {"weights": "averaged"}
+    return [
+        add("manual optimisation", module=OneManual),
+        add("several optimizers", module=Manual),
+        add("gradient accumulation", trainer={"accumulate_grad_batches": 2}),
+        add("WeightAveraging", trainer=simple, note="averaged, as validation"),
+        add("EMAWeightAveraging", trainer=EMA, note="averaged, as validation"),
+        add('EMAWeightAveraging, weights="raw"', trainer=EMA, by_hand=RAW,
+            monitor={"weights": "raw"}),
+        add('EMAWeightAveraging, weights="averaged"', trainer=EMA, monitor=averaged),
+        add("EMAWeightAveraging, bf16-true, full", trainer=EMA | {"precision": "bf16-true"},
+            monitor={"precision": "full"}, by_hand=ByHand(dtype=torch.float32)),
+        add("StochasticWeightAveraging", module=PLAIN, trainer=SWA, by_hand=RAW,
+            note="raw, as validation"),
+        add('StochasticWeightAveraging, weights="averaged"', module=PLAIN, trainer=SWA,
+            monitor=averaged),
+        add("StochasticWeightAveraging, BatchNorm", trainer=SWA, by_hand=RAW,
+            note="its extra epoch is measured"),
+    ]
+
+
+def trainers() -> list[Setting]:
+    add: Any = functools.partial(Setting, group="trainer")
+    two = ByHand(samples=2 * BATCH)
+    bare = {"barebones": True, "log_every_n_steps": None, "logger": None}
+    these = {"by_hand": two, "note": "measured: these batches"}
+    return [
+        add("val_check_interval=0.5", trainer={"val_check_interval": 0.5}),
+        add("check_val_every_n_epoch=2", trainer={"check_val_every_n_epoch": 2}),
+        add("num_sanity_val_steps=0", trainer={"num_sanity_val_steps": 0}),
+        add("max_steps", trainer={"max_epochs": -1, "max_steps": 4}, note="ends within an epoch"),
+        add("limit_train_batches=2", trainer={"limit_train_batches": 2}, note="measured: all"),
+        add("limit_val_batches=1", trainer={"limit_val_batches": 1}, note="measured: all"),
+        add("overfit_batches=2", trainer={"overfit_batches": 2}, warns=["overfit"], **these),
+        add("fast_dev_run=2", trainer={"fast_dev_run": 2}, **these),
+        add("no validation loop", **NO_VAL),
+        add("no logger", trainer={"logger": False}),
+        add("several loggers", trainer={"logger": two_loggers}),
+        add("barebones", trainer=bare, warns=["barebones"]),
+    ]
+
+
+def sources() -> list[Setting]:
+    add: Any = functools.partial(Setting, group="data")
     own = with_train(lambda data: DataLoader(Items(data.train), batch_sampler=Pairs()))
-    at_once = ByHand(batch=64)
-    yield Setting(
-        "batch sampler", "data", loaders=own, by_hand=at_once, note="measured in batches of 64"
-    )
-    weighted: Any = lambda: WeightedRandomSampler([1.0, 2.0, 3.0] * 15, 45)  # noqa: E731
-    drawn = with_train(lambda data: DataLoader(Items(data.train), BATCH, sampler=weighted()))
-    yield Setting("weighted sampler", "data", loaders=drawn, note="measured: each sample once")
-    noisy = with_train(lambda data: DataLoader(Items(data.train, noise=0.1), BATCH, shuffle=True))
-    clean = {"dataloader": lambda: DataLoader(Items(points().train), BATCH)}
-    yield Setting("random augmentation, dataloader=", "data", loaders=noisy, monitor=clean)
+    two = {"trainer": {"limit_train_batches": 2}, "by_hand": ByHand(samples=2 * BATCH)}
+    subset = train(shuffle=lambda: False, sampler=lambda: SubsetRandomSampler(range(30)))
+    return [
+        add("iterable data set", loaders=with_train(stream)),
+        add("iterable data set, limit_train_batches=2", loaders=with_train(stream), **two),
+        add("CombinedLoader", module=net(pick=from_b), loaders=with_train(combined),
+            monitor={"dataloader": "b"}),
+        add("batch sampler", loaders=own, by_hand=ByHand(batch=64), note="in batches of 64"),
+        add("weighted sampler", loaders=with_train(weighted), note="measured: each sample once"),
+        add("SubsetRandomSampler", loaders=subset, by_hand=ByHand(samples=30)),
+        add("drop_last", loaders=train(drop_last=lambda: True), note="measured: every sample"),
+        add("generator=", loaders=train(generator=lambda: seeded(5))),
+        add("random augmentation, dataloader=", loaders=with_train(noisy),
+            monitor={"dataloader": clean}),
+        add("on_after_batch_transfer", loaders=augmented, by_hand=HALVED),
+        add("reload_dataloaders_every_n_epochs", loaders=augmented, by_hand=HALVED,
+            trainer={"reload_dataloaders_every_n_epochs": 1}),
+        add("num_workers=1", loaders=train(num_workers=lambda: 1)),
+        add("several validation loaders", loaders=two_val, val=("val0", "val1")),
+    ]
 
-    def module(data: Data) -> dict[str, Any]:
-        return {"datamodule": Augmenting(data)}
 
-    halved = ByHand(lambda module, x: module.body(x / 2))
-    yield Setting("on_after_batch_transfer", "data", loaders=module, by_hand=halved)
-    yield Setting(
-        "reload_dataloaders_every_n_epochs", "data", loaders=module, by_hand=halved,
-        trainer={"reload_dataloaders_every_n_epochs": 1},
-    )  # fmt: skip
-    worker = functools.partial(loaders, num_workers=1)
-    yield Setting("num_workers=1", "data", loaders=worker)
-    seed: Any = lambda data: loaders(data, generator=seeded(5))  # noqa: E731
-    yield Setting("generator=", "data", loaders=seed)
-    dropped = functools.partial(loaders, drop_last=True)
-    yield Setting("drop_last", "data", loaders=dropped, note="measured: every sample")
-    chosen: Any = lambda data: loaders(data, shuffle=False, sampler=SubsetRandomSampler(range(30)))  # noqa: E731
-    subset = ByHand(samples=30)
-    yield Setting(
-        "SubsetRandomSampler", "data", loaders=chosen, by_hand=subset, note="measured: the subset"
-    )
-
-    def two(data: Data) -> dict[str, Any]:
-        made = loaders(data)
-        return made | {"val_dataloaders": [made["val_dataloaders"]] * 2}
-
-    yield Setting("several validation loaders", "data", loaders=two, val=("val0", "val1"))
+# fmt: on
 
 
 def precisions() -> Iterator[Setting]:
+    """Half precision: by hand the same kernels see batches of the same shape, so nothing differs."""
     kinds = {
         "32-true": ByHand(dtype=torch.float32),
         "bf16-mixed": ByHand(dtype=torch.float32, autocast=True),
@@ -896,26 +902,26 @@ def precisions() -> Iterator[Setting]:
         "16-true": ByHand(dtype=torch.float16),
         "64-true": ByHand(dtype=torch.float64, tolerance=1e-12),
     }
-    full = {name: ByHand(dtype=torch.float32) for name in kinds} | {"64-true": kinds["64-true"]}
-    warns = ["fp16 is not supported on CPU", "rounding of"]
+    full = dict.fromkeys(kinds, kinds["32-true"]) | {"64-true": kinds["64-true"]}
     for choice, table in {"trainer": kinds, "full": full}.items():
         for name, by_hand in table.items():
             yield Setting(
-                f'{name}, precision="{choice}"', "precision", trainer={"precision": name},
-                monitor={"precision": choice}, by_hand=by_hand, warns=warns,
+                f'{name}, precision="{choice}"',
+                "precision",
+                trainer={"precision": name},
+                monitor={"precision": choice},
+                by_hand=by_hand,
+                warns=["fp16 is not supported on CPU"] if name == "16-mixed" else [],
                 note="Lightning makes it bf16-mixed on the CPU" * (name == "16-mixed"),
-            )  # fmt: skip
+            )
 
 
 SETTINGS = [
-    *batches(), *heads(), *models(), *online(), *training(), *trainers(), *sources(), *precisions()
-]  # fmt: skip
+    *(*batches(), *heads(), *models(), *online()),
+    *(*training(), *trainers(), *sources(), *precisions()),
+]
 
 # -- two fits --------------------------------------------------------------------------------------
-
-
-def _labels(batch: Any) -> Tensor:
-    return batch.target if isinstance(batch, Sample) else batch[1]
 
 
 class Keeper(pl.Callback):
@@ -935,9 +941,11 @@ class Keeper(pl.Callback):
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         if self.listens:
-            hear: Any = lambda _, args, out: self.heard.append(
-                (args[0].detach(), _labels(batch), out.detach())
-            )  # noqa: E731
+            labels = batch.target if isinstance(batch, Sample) else batch[1]
+
+            def hear(module: Any, args: Any, output: Tensor) -> None:
+                self.heard.append((args[0].detach(), labels, output.detach()))
+
             self._handle = self.setting.by_hand.head(pl_module).register_forward_hook(hear)
 
     def on_train_batch_end(
@@ -983,10 +991,11 @@ def _fit(setting: Setting, folder: Path | None) -> Fit:
     keeper = Keeper(setting, listens=folder is None and "online" in _options(setting, module))
     callbacks = [*made.pop("callbacks", []), keeper]
     if folder is not None:
-        options = {"run_dir": folder, "verbose": False, "on_error": "raise"}
-        monitor = NeuralCollapse(**options | _options(setting, module))
+        options: dict[str, Any] = {"run_dir": folder, "verbose": False, "on_error": "raise"}
+        monitor = NeuralCollapse(**options | dict(_options(setting, module)))
         callbacks.append(monitor)
-    plain = {"max_epochs": 2, "accelerator": "cpu", "logger": False, "log_every_n_steps": 1}
+    plain: dict[str, Any] = {"max_epochs": 2, "accelerator": "cpu", "logger": False}
+    plain["log_every_n_steps"] = 1
     quiet = ("enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     trainer = pl.Trainer(callbacks=callbacks, **plain | dict.fromkeys(quiet, False) | made)
     with _counting(setting) as forwards:
@@ -1085,8 +1094,10 @@ def reports(setting: Setting, plain: Fit) -> tuple[dict[str, CollapseReport], in
         module.load_state_dict(trained)
     train = collect(how, module, data.train, how.batch)
     head = {"weight": how.head(module).weight.detach().flatten(1), "bias": how.head(module).bias}
-    made = measure_collapse(train.features, train.labels, **head, logits=train.logits, null_seed=3)
-    found = {"train": made, NULL_SPLIT: made.null(3)} | online
+    made = measure_collapse(
+        train.features, train.labels, **head, logits=train.logits, null_seed=SHUFFLE
+    )
+    found = {"train": made, NULL_SPLIT: made.null(SHUFFLE)} | online
     layers = {k: measure_collapse(h, train.labels) for k, h in train.layers.items()}
     found |= {layer_split("train", k): report for k, report in layers.items()}
     count = train.batches
@@ -1105,6 +1116,8 @@ def reports(setting: Setting, plain: Fit) -> tuple[dict[str, CollapseReport], in
 
 def _online(plain: Fit, head: Any) -> dict[str, CollapseReport]:
     features, labels, logits = (torch.cat(each) for each in zip(*plain.keeper.heard, strict=True))
+    with torch.no_grad():
+        head(features[:1])  # a hook may make the weight of other tensors
     report = measure_collapse(features, labels, head.weight, head.bias, logits=logits)
     return {ONLINE_SPLIT: report}
 
@@ -1201,4 +1214,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

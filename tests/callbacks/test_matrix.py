@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 import matrix
-from matrix import CLASSES, SETTINGS, WIDTH, Net, Setting
+from matrix import SETTINGS, WIDTH, Net, Setting
 from ncmonitor import InputError
 from ncmonitor.callbacks import NeuralCollapse
+from toys import CLASSES
 
 
 @pytest.fixture(autouse=True)
