@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +13,6 @@ from torch import nn
 from ncmonitor._checks import InputError
 from ncmonitor._tensors import as_tensor
 from ncmonitor.callbacks.batches import BatchToXY
-from ncmonitor.callbacks.clean_pass import renew_weight
 from ncmonitor.classifier import Classifier
 from ncmonitor.evaluate import first_report
 from ncmonitor.looks import FirstLook
@@ -74,30 +72,21 @@ class Online:
         """Stop listening, after an exception in the training step too."""
         self._inside.close()
 
-    def report(self, ranks: Alone) -> CollapseReport | None:
-        """Return what the epoch's steps have seen and begin the next; ``None`` if some failed."""
+    def report(self, ranks: Alone) -> CollapseReport:
+        """Return what the epoch's steps have seen, and begin the next epoch.
+
+        Raises:
+            Exception: What kept a step from being taken in; on every rank.
+        """
         look, failure = self._look, self._failure
         self._look, self._failure = self._fresh(), None
-        try:
-            with ranks.together():
-                if failure is not None:
-                    raise failure
-            look = look.over(ranks)
-            with ranks.together():
-                classifier = self._tap.classifier
-                assert classifier is not None  # named
-                with _in_eval_mode(classifier):
-                    renew_weight(classifier)
-                    head = Classifier(self._tap.weight, self._tap.bias)
-                return first_report(look, head, self._settings)
-        except Exception as error:
-            warnings.warn(
-                f"online features of this epoch are nan, training goes on: "
-                f"{type(error).__name__}: {error}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            return None
+        with ranks.together():
+            if failure is not None:
+                raise failure
+        look = look.over(ranks)
+        with ranks.together():
+            head = Classifier(self._tap.weight, self._tap.bias)
+            return first_report(look, head, self._settings)
 
     def _fresh(self) -> FirstLook:
         return FirstLook(self._num_classes, None, self._settings.ignore_index)

@@ -78,7 +78,11 @@ class Session:
         """Return the row of what the epoch's own training steps have seen, if anybody listened."""
         if self.online is None:
             return []
-        report = self.online.report(self.measurement.ranks)
+        try:
+            report = self.online.report(self.measurement.ranks)
+        except Exception as error:
+            self._excuse(ONLINE_SPLIT, epoch, error)
+            return self._keep([self._row(epoch, ONLINE_SPLIT, None)])
         return self._keep([self._row(epoch, ONLINE_SPLIT, report)])
 
     def measure_test(self, trainer: pl.Trainer, module: pl.LightningModule) -> list[Row] | None:
