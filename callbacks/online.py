@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import pytorch_lightning as pl
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 from ncmonitor._checks import InputError
 from ncmonitor._tensors import as_tensor
 from ncmonitor.callbacks.batches import BatchToXY
+from ncmonitor.callbacks.clean_pass import renew_weight
 from ncmonitor.classifier import Classifier
 from ncmonitor.evaluate import first_report
 from ncmonitor.looks import FirstLook
@@ -20,6 +21,12 @@ from ncmonitor.ranks import Alone
 from ncmonitor.report import CollapseReport
 from ncmonitor.settings import Settings
 from ncmonitor.tap import FeatureTap
+
+
+_ONE_FORWARD: Final = (
+    "Online mode hears one forward of the labelled batch in each training step; where a step runs "
+    "the network several times (LBFGS, SAM, two views), measure with online=False"
+)
 
 
 class Online:
@@ -65,6 +72,8 @@ class Online:
                 labels = as_tensor(self._batch_to_xy(batch)[1]).to(tapped.features.device)
                 with torch.no_grad():
                     self._look.update(tapped.features, labels, tapped.logits)
+            except InputError as error:
+                self._failure = InputError(f"{error}. {_ONE_FORWARD}")
             except Exception as error:  # nothing here may stop the training
                 self._failure = error
 
@@ -85,7 +94,11 @@ class Online:
                 raise failure
         look = look.over(ranks)
         with ranks.together():
-            head = Classifier(self._tap.weight, self._tap.bias)
+            classifier = self._tap.classifier
+            assert classifier is not None  # named
+            with _in_eval_mode(classifier):
+                renew_weight(classifier)
+                head = Classifier(self._tap.weight, self._tap.bias)
             return first_report(look, head, self._settings)
 
     def _fresh(self) -> FirstLook:

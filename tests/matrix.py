@@ -520,7 +520,8 @@ class ByHand:
         features: From module and raw inputs to the classifier's input.
         head: The classifier of a module.
         logits: From module and features to logits, where the head does not give them.
-        samples: How many samples of each split are measured; ``None`` for all.
+        samples: How many training samples are measured; ``None`` for all.
+        val_samples: Likewise of the validation set.
         batch: Training samples in a batch.
         weights: ``"trained"``: those of the module after the fit; ``"raw"``: those of the end of
             the last training epoch.
@@ -534,6 +535,7 @@ class ByHand:
     head: Callable[[Any], Any] = lambda module: module.head
     logits: Callable[[Any, Tensor], Tensor] | None = None
     samples: int | None = None
+    val_samples: int | None = None
     batch: int = BATCH
     weights: str = "trained"
     dtype: torch.dtype | None = None
@@ -845,9 +847,8 @@ def training() -> list[Setting]:
 
 def trainers() -> list[Setting]:
     add: Any = functools.partial(Setting, group="trainer")
-    two = ByHand(samples=2 * BATCH)
     bare = {"barebones": True, "log_every_n_steps": None, "logger": None}
-    these = {"by_hand": two, "note": "measured: these batches"}
+    one, both = ByHand(samples=BATCH), ByHand(samples=BATCH, val_samples=BATCH)
     return [
         add("val_check_interval=0.5", trainer={"val_check_interval": 0.5}),
         add("check_val_every_n_epoch=2", trainer={"check_val_every_n_epoch": 2}),
@@ -855,8 +856,9 @@ def trainers() -> list[Setting]:
         add("max_steps", trainer={"max_epochs": -1, "max_steps": 4}, note="ends within an epoch"),
         add("limit_train_batches=2", trainer={"limit_train_batches": 2}, note="measured: all"),
         add("limit_val_batches=1", trainer={"limit_val_batches": 1}, note="measured: all"),
-        add("overfit_batches=2", trainer={"overfit_batches": 2}, warns=["overfit"], **these),
-        add("fast_dev_run=2", trainer={"fast_dev_run": 2}, **these),
+        add("overfit_batches=1", trainer={"overfit_batches": 1}, warns=["overfit"], by_hand=one,
+            note="measured: the batch, all of val"),
+        add("fast_dev_run=1", trainer={"fast_dev_run": 1}, by_hand=both, note="measured: these"),
         add("no validation loop", **NO_VAL),
         add("no logger", trainer={"logger": False}),
         add("several loggers", trainer={"logger": two_loggers}),
@@ -893,7 +895,10 @@ def sources() -> list[Setting]:
 
 
 def precisions() -> Iterator[Setting]:
-    """Half precision: by hand the same kernels see batches of the same shape, so nothing differs."""
+    """In half precision nothing may differ either.
+
+    By hand the same kernels see batches of the same shape, and both read halves as float32.
+    """
     kinds = {
         "32-true": ByHand(dtype=torch.float32),
         "bf16-mixed": ByHand(dtype=torch.float32, autocast=True),
@@ -1062,10 +1067,14 @@ class Hand(NamedTuple):
     batches: int
 
 
+def firsts(data: tuple[Any, Tensor], count: int | None) -> tuple[Any, Tensor]:
+    return at(data[0], slice(count)), data[1][:count]
+
+
 @torch.no_grad()
 def collect(how: ByHand, module: Any, data: tuple[Any, Tensor], size: int = BATCH) -> Hand:
     """Run the trained module over raw tensors, in the data set's order."""
-    labels = data[1][: how.samples]
+    labels = data[1]
     module.eval()
     if how.dtype is not None:
         module.to(how.dtype)
@@ -1092,7 +1101,7 @@ def reports(setting: Setting, plain: Fit) -> tuple[dict[str, CollapseReport], in
     online = _online(plain, how.head(module)) if plain.keeper.heard else {}
     if how.weights == "trained":
         module.load_state_dict(trained)
-    train = collect(how, module, data.train, how.batch)
+    train = collect(how, module, firsts(data.train, how.samples), how.batch)
     head = {"weight": how.head(module).weight.detach().flatten(1), "bias": how.head(module).bias}
     made = measure_collapse(
         train.features, train.labels, **head, logits=train.logits, null_seed=SHUFFLE
@@ -1102,7 +1111,7 @@ def reports(setting: Setting, plain: Fit) -> tuple[dict[str, CollapseReport], in
     found |= {layer_split("train", k): report for k, report in layers.items()}
     count = train.batches
     for split in setting.val:
-        val = collect(how, module, data.val)
+        val = collect(how, module, firsts(data.val, how.val_samples))
         found[split] = measure_collapse(
             val.features, val.labels, **head, logits=val.logits, reference=made.moments
         )
@@ -1117,7 +1126,7 @@ def reports(setting: Setting, plain: Fit) -> tuple[dict[str, CollapseReport], in
 def _online(plain: Fit, head: Any) -> dict[str, CollapseReport]:
     features, labels, logits = (torch.cat(each) for each in zip(*plain.keeper.heard, strict=True))
     with torch.no_grad():
-        head(features[:1])  # a hook may make the weight of other tensors
+        head(features[:1].to(head.weight.dtype))  # a hook may make the weight of other tensors
     report = measure_collapse(features, labels, head.weight, head.bias, logits=logits)
     return {ONLINE_SPLIT: report}
 
@@ -1133,11 +1142,13 @@ class Outcome:
         traces: What the monitor changed, by name; empty if all is identical to the bit.
         passes: Runs of the network per measurement, over the batches of the data.
         differences: Relative difference to the numbers by hand, by split and metric.
+        graphs: How many graphs were compiled, with the monitor as without.
     """
 
     traces: list[str]
     passes: float
     differences: dict[str, float]
+    graphs: int
 
 
 def outcome(setting: Setting, folder: Path) -> Outcome:
@@ -1146,6 +1157,7 @@ def outcome(setting: Setting, folder: Path) -> Outcome:
     traces = [name for name, value in plain.left.items() if not _equal(value, watched.left[name])]
     by_hand, batches = reports(setting, plain)
     assert watched.monitor is not None
+    assert math.isfinite(by_hand["train"].nc1)  # nan would agree with nan
     history = watched.monitor.history
     differences: dict[str, float] = {}
     for split in history["split"].unique():
@@ -1160,7 +1172,7 @@ def outcome(setting: Setting, folder: Path) -> Outcome:
         missing -= {NULL_SPLIT}
     differences |= {f"{split} was not measured": math.inf for split in missing}
     measured = sum(watched.forwards) / len(history["epoch"].unique())
-    return Outcome(traces, measured / batches, differences)
+    return Outcome(traces, measured / batches, differences, watched.left["graphs"])
 
 
 def _values(split: str, report: CollapseReport) -> dict[str, float]:

@@ -35,6 +35,7 @@ def test_training_is_untouched_and_the_numbers_are_those_collected_by_hand(
     shown = matrix.outcome(setting, tmp_path / "run")
     assert shown.traces == []
     assert shown.passes == 1
+    assert (shown.graphs > 0) == ("compile" in setting.name)
     assert {"train/nc1", "train/nc3_self_duality", "train/error"} <= shown.differences.keys()
     tolerance = setting.by_hand.tolerance
     assert {k: v for k, v in shown.differences.items() if not v <= tolerance} == {}
@@ -43,13 +44,6 @@ def test_training_is_untouched_and_the_numbers_are_those_collected_by_hand(
 def test_every_setting_has_a_name_of_its_own() -> None:
     names = [(each.group, each.name) for each in SETTINGS]
     assert len(set(names)) == len(names)
-
-
-def test_compiled_settings_train_through_graphs_and_measuring_adds_none(tmp_path: Path) -> None:
-    settings = [each for each in SETTINGS if "compile" in each.name and not each.slow]
-    plain = [matrix.fit(each).left["graphs"] for each in settings]
-    assert len(plain) >= 5
-    assert min(plain) > 0
 
 
 # -- the matrix can fail ---------------------------------------------------------------------------
