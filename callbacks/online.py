@@ -22,7 +22,6 @@ from ncmonitor.report import CollapseReport
 from ncmonitor.settings import Settings
 from ncmonitor.tap import FeatureTap
 
-
 _ONE_FORWARD: Final = (
     "Online mode hears one forward of the labelled batch in each training step; where a step runs "
     "the network several times (LBFGS, SAM, two views), measure with online=False"

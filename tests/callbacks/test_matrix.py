@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 import matrix
-from matrix import SETTINGS, WIDTH, Net, Setting
+from matrix_data import WIDTH
+from matrix_models import Net
+from matrix_settings import SETTINGS, Setting
 from ncmonitor import InputError
 from ncmonitor.callbacks import NeuralCollapse
 from toys import CLASSES
