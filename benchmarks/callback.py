@@ -65,7 +65,7 @@ class EveryOther(NeuralCollapse):
     def __init__(self, folder: str) -> None:
         options: dict[str, Any] = {"online": True}
         super().__init__(run_dir=folder, splits=("train",), verbose=False, **options)
-        self.steps: dict[bool, list[float]] = {False: [], True: []}  # by whether it listens
+        self.steps: dict[bool, list[Seconds]] = {False: [], True: []}  # by whether it listens
         self.reports: list[float] = []
         self.listens = False
 
@@ -76,7 +76,7 @@ class EveryOther(NeuralCollapse):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         synchronize(pl_module.device)
-        self._started = time.perf_counter()
+        self._started = Seconds(time.perf_counter(), time.process_time())
         if trainer.global_step % 2:
             super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
             self.listens |= bool(pl_module.net.fc._forward_hooks)
@@ -94,9 +94,12 @@ class EveryOther(NeuralCollapse):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         synchronize(pl_module.device)
         if trainer.global_step > WARM_UP:
-            self.steps[listening].append(time.perf_counter() - self._started)
+            wall = time.perf_counter() - self._started.wall
+            self.steps[listening].append(
+                Seconds(wall, time.process_time() - self._started.processor)
+            )
             if pl_module.device.type == "cpu":
-                say(f"step {trainer.global_step}: {self.steps[listening][-1]:.3g} s")
+                say(f"step {trainer.global_step}: {wall:.3g} s")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         report = super().on_train_epoch_end
@@ -157,16 +160,21 @@ def show_online(data: TensorDataset, batch: int, steps: int, device: str, precis
         fit(monitor, loader, device, precision=precision, limit_train_batches=steps, **length)
     if not monitor.listens:
         sys.exit("online mode put no hook on the classifier: its hooks are no longer those here")
-    plain, listening = monitor.steps[False], monitor.steps[True]
     report = statistics.median(monitor.reports)
-    share = report / (len(loader) * statistics.median(plain))
-    pairs = [on / off for off, on in zip(plain, listening, strict=True)]
-    ratio_line("online / plain epoch", [ratio + share for ratio in pairs], ONLINE_BUDGET)
-    ratio_line("plain / plain (noise)", [two / one for one, two in pairwise(plain)])
-    print(
-        f"seconds: plain step {statistics.median(plain):.4g}, report at the end of an epoch of "
-        f"{len(loader)} steps {report:.4g} ({share:.1%}); {busy(others)}"
-    )
+    for clock in Seconds._fields[: 2 if device == "cpu" else 1]:
+        plain, listening = (
+            [getattr(step, clock) for step in monitor.steps[heard]] for heard in (False, True)
+        )
+        share = report / (len(loader) * statistics.median(plain))
+        pairs = [on / off + share for off, on in zip(plain, listening, strict=True)]
+        ratio_line(f"online / plain epoch ({clock})", pairs, ONLINE_BUDGET)
+        noise = [two / one for one, two in pairwise(plain)]
+        ratio_line(f"plain / plain, the noise ({clock})", noise)
+        print(
+            f"{clock} seconds: plain step {statistics.median(plain):.4g}, report at the end of an "
+            f"epoch of {len(loader)} steps {report:.4g} ({share:.1%})"
+        )
+    print(busy(others))
 
 
 def ratio_line(name: str, ratios: Sequence[float], budget: float | None = None) -> None:

@@ -78,10 +78,10 @@ class NeuralCollapse(Base):
         online: Also take moments of the features that the training steps themselves see, without
             a pass, logged as ``nc/train/<metric>_online``: moving weights, training mode.
         run_dir: Folder for ``history.csv`` and ``run.json``; ``None`` puts them beside the run's
-            checkpoints.
+            checkpoints, under another prefix in a folder of that name.
         on_error: ``"warn"`` turns a failed measurement into a row of ``nan`` and goes on;
             ``"raise"`` stops.
-        prefix: First part of every log key.
+        prefix: First part of every log key; several monitors in one trainer need different ones.
         tpt_accuracy: Train accuracy that marks the effective start of the terminal phase.
         metrics: What to measure beside the default: ``"all"``, or names of metrics and groups;
             ``ncmonitor metrics`` lists them.
@@ -205,6 +205,11 @@ class NeuralCollapse(Base):
     @run_dir.setter
     def run_dir(self, folder: str | Path) -> None:
         self._given_dir = self._run_dir = Path(folder)
+
+    @property
+    def state_key(self) -> str:
+        """Name of the state in checkpoints: several monitors differ by their prefix."""
+        return self._generate_state_key(prefix=self.prefix)
 
     @property
     def overhead(self) -> Overhead:
@@ -372,7 +377,7 @@ class NeuralCollapse(Base):
             with excused("the W&B charts are not set up"):
                 define_axes(trainer.loggers, f"{self.prefix}/epoch", coming)
                 record_measurement(trainer.loggers, how)
-        self._run_dir = self._given_dir or default_run_dir(trainer)
+        self._run_dir = self._given_dir or default_run_dir(trainer, self.prefix)
         log = RunLog(self._run_dir, active=trainer.is_global_zero and not dry)
         with measurement.ranks.together():  # only rank zero finds out that it cannot write
             log.start(self._ledger.rows, how, trainer.max_epochs or -1, self._ledger.metrics)

@@ -18,11 +18,17 @@ from ncmonitor.history import COLUMNS, Row, append_history, columns_of, keep_pre
 from ncmonitor.provenance import describe_environment, write_run
 
 
-def default_run_dir(trainer: pl.Trainer) -> Path:
+def default_run_dir(trainer: pl.Trainer, prefix: str = "nc") -> Path:
     """Return the run's folder: where Lightning puts the run's checkpoints, one level up.
 
-    Without a logger every run would share ``default_root_dir``, so the time is added.
+    Without a logger every run would share ``default_root_dir``, so the time is added. A second
+    monitor, under another prefix, has a folder of its own inside.
     """
+    folder = _folder_of(trainer)
+    return folder if prefix == "nc" else folder / prefix
+
+
+def _folder_of(trainer: pl.Trainer) -> Path:
     if not trainer.loggers:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")  # local time: for people, in a name
         return Path(trainer.default_root_dir) / "ncmonitor" / stamp

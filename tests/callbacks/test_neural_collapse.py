@@ -741,3 +741,27 @@ def test_opt_in_metrics_and_the_null_are_in_the_history_and_in_the_run() -> None
     assert facts["null_seed"] == 3
     assert facts["convention"] == "balanced"
     assert "seli_dist_w" in facts["metrics"]
+
+
+def test_two_monitors_under_different_prefixes_keep_their_own_files_and_states() -> None:
+    def monitors() -> list[NeuralCollapse]:
+        return [
+            NeuralCollapse(verbose=False, splits=("train",)),
+            NeuralCollapse(verbose=False, splits=("train",), prefix="raw", schedule=2),
+        ]
+
+    logger, first = CSVLogger("logs"), monitors()
+    checkpoint = ModelCheckpoint("kept", save_last=True)
+    settings: dict[str, Any] = {"logger": logger, "enable_checkpointing": True}
+    trainer(*first, checkpoint, **settings).fit(TrainOnly(), train_loader())
+    again = monitors()
+    kept = ModelCheckpoint("kept", save_last=True)
+    fit = trainer(*again, kept, max_epochs=4, enable_checkpointing=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*kept.* not empty", UserWarning)
+        fit.fit(TrainOnly(), train_loader(), ckpt_path="kept/last.ckpt")
+    assert again[0].history["epoch"].tolist() == [0, 1, 2, 3, 4]
+    assert again[1].history["epoch"].tolist() == [0, 2, 3, 4]
+    folder = Path(logger.log_dir)
+    assert read_history(folder)["epoch"].tolist() == [0, 1, 2, 3]
+    assert read_history(folder / "raw")["epoch"].tolist() == [0, 2, 3]
