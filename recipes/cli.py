@@ -24,7 +24,8 @@ from pytorch_lightning.loggers import WandbLogger
 # Imported for their names: the command accepts the bare name of a class that is loaded.
 import ncmonitor.recipes.data
 import ncmonitor.recipes.models
-import ncmonitor.recipes.module  # noqa: F401
+import ncmonitor.recipes.module
+import ncmonitor.recipes.ufm  # noqa: F401
 from ncmonitor._checks import InputError
 from ncmonitor.callbacks import NeuralCollapse
 from ncmonitor.history import HISTORY_FILE, read_history

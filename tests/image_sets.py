@@ -1,4 +1,4 @@
-"""Small image data sets in the formats of the real ones, on disk where torchvision looks for them."""
+"""Small image data sets on disk, in the formats and places where torchvision looks for them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TRAIN, TEST = 60, 30
 
 
 def images(count: int, shape: tuple[int, ...], classes: int, seed: int) -> tuple[Array, Array]:
-    """Noise on a pattern for each class: (count, C, H, W) bytes, and labels 0, 1, ..., K−1, 0, ..."""
+    """Noise on a pattern for each class: (count, C, H, W) bytes, and labels 0, ..., K−1, 0, ..."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % classes
     patterns = np.random.default_rng(0).integers(0, 200, (classes, *shape))

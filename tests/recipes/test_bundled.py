@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ncmonitor import InputError
 from ncmonitor.recipes.bundled import CONFIGS, FIELDS, find_recipe, read_recipe, recipes
@@ -52,4 +53,5 @@ def test_every_config_is_accepted_by_the_real_parser(
     with pytest.raises(SystemExit) as stop:
         main([name, "--print_config"])
     assert stop.value.code == 0
-    assert "class_path: ncmonitor.recipes.module.ImageClassifier" in capsys.readouterr().out
+    model = yaml.safe_load(recipes()[name].path.read_text())["model"]["class_path"]
+    assert f"class_path: {model}" in capsys.readouterr().out

@@ -1,12 +1,16 @@
-"""The digits: the same split for everyone, every class on both sides, no image on both."""
+"""The digits: the same split for everyone; settings that cannot work; switches of the command."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
 
+import image_sets
 from ncmonitor import InputError
-from ncmonitor.recipes.data import DigitsData
+from ncmonitor.cli import main
+from ncmonitor.recipes.data import DigitsData, ImageFolderData, MNISTData
 
 Split = tuple[torch.Tensor, torch.Tensor]
 
@@ -82,3 +86,60 @@ def test_the_rest_can_be_kept() -> None:
 def test_impossible_settings_are_explained(given: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         DigitsData(**given).setup("fit")  # type: ignore[arg-type]  # one test for two types
+
+
+def test_digits_know_the_switches_of_the_others() -> None:
+    data = DigitsData(
+        per_class=20, image_size=12, batch_size=10, val_limit=50, normalize="none", label_noise=0.1
+    )
+    (images, labels), (val_images, _) = split(data)
+    assert images.shape == (200, 1, 12, 12)
+    assert data.image_shape == (1, 12, 12)
+    assert len(val_images) == 50
+    assert (images.min().item(), images.max().item()) == (0, 1)
+    clean = DigitsData(per_class=20, batch_size=10)
+    clean.setup("fit")
+    assert (labels != clean.train.labels).sum() == 20
+
+
+# -- mistakes, and the command -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_workers": -1}, "num_workers must not be negative, but is -1"),
+        ({"image_size": 0}, "image_size must be at least 1, but is 0"),
+        ({"val_limit": 0}, "val_limit must be at least 1, but is 0"),
+        ({"normalize": "pixels"}, "normalize must be one of .*; did you mean 'pixel'"),
+        ({"augment": True}, "MNISTData: there is no augmentation usual for these images"),
+    ],
+)
+def test_settings_that_cannot_work_are_explained(given: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        MNISTData(**given)  # type: ignore[arg-type]  # mistakes on purpose
+
+
+def test_a_folder_cannot_be_scaled_by_pixel(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="ImageFolderData: normalize pixel needs the images in"):
+        ImageFolderData(root=tmp_path, normalize="pixel")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:pytorch_lightning.cli")
+def test_the_command_takes_every_switch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image_sets.write("CIFAR10", tmp_path / "data", monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    words = ["--data", "CIFAR10Data", "--data.root", "data", "--data.batch_size", "8"]
+    words += ["--data.per_class", "3", "--data.imbalance", "exponential"]
+    words += ["--data.imbalance_ratio", "3", "--data.label_noise", "0.1", "--data.augment", "true"]
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "trainer: {fast_dev_run: true, accelerator: cpu, logger: false}\n"
+        "model: {class_path: ncmonitor.recipes.module.ImageClassifier, init_args: {network: "
+        "{class_path: ncmonitor.recipes.models.MLP, init_args: {inputs: 3072, hidden: [8]}}}}\n"
+    )
+    assert main(["fit", "--config", str(config), *words]) == 0
+    assert main(["fit", "--config", str(config), *words, "--data.normalize", "chan"]) != 0
+    assert "did you mean 'channel'" in capsys.readouterr().err

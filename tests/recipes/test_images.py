@@ -1,4 +1,4 @@
-"""Images in memory and on disk, their scaling, and random changes that differ from image to image."""
+"""Images in memory and on disk, their scaling, and random changes to each by itself."""
 
 from __future__ import annotations
 
@@ -44,9 +44,12 @@ def test_a_loader_reads_whole_batches_in_one_go(monkeypatch: pytest.MonkeyPatch)
     data = ImageTensors(noise(), torch.arange(20), SCALING)
     sizes: list[int] = []
     apply = Scaling.apply
-    monkeypatch.setattr(
-        Scaling, "apply", lambda self, pixels: sizes.append(len(pixels)) or apply(self, pixels)
-    )
+
+    def counted(self: Scaling, pixels: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(pixels))
+        return apply(self, pixels)
+
+    monkeypatch.setattr(Scaling, "apply", counted)
     list(DataLoader(data, 10, shuffle=True))
     assert sizes == [10, 10]
 
@@ -141,7 +144,7 @@ def test_zooms_enlarge_a_part_of_each_image() -> None:
     assert enlarged.shape == ramp.shape
     slopes = enlarged.diff(dim=-1).mean((1, 2, 3))
     assert (slopes < 1).all()
-    assert len(slopes.unique()) == 8
+    assert len(slopes.unique()) > 4
 
 
 def image_files(folder: Path, size: int = 28) -> ImageFiles:
@@ -150,19 +153,20 @@ def image_files(folder: Path, size: int = 28) -> ImageFiles:
 
 
 def test_files_are_resized_at_the_shorter_side_and_cut_at_the_centre(tmp_path: Path) -> None:
-    for name, size in {"a": (64, 32), "b": (32, 64)}.items():
+    for name, size, grey in (("a", (64, 32), 200), ("b", (32, 64), 100)):
         (tmp_path / name).mkdir()
         pixels = np.zeros((*size, 3), np.uint8)
-        pixels[size[0] // 2 - 16 : size[0] // 2 + 16, size[1] // 2 - 16 : size[1] // 2 + 16] = 200
+        pixels[size[0] // 2 - 16 : size[0] // 2 + 16, size[1] // 2 - 16 : size[1] // 2 + 16] = grey
         Image.fromarray(pixels).save(tmp_path / name / "0.png")
     data = image_files(tmp_path)
     for index in range(2):  # 32 at the shorter side already: 28 of it are the bright middle
         image, label = data[index]
         assert image.shape == (3, 28, 28)
-        assert torch.equal(SCALING.undo(image), torch.full_like(image, 200))
+        assert (SCALING.undo(image) == (200, 100)[index]).all()
         assert label == index
-    assert len(data.take(torch.tensor([1]), torch.tensor([0]))) == 1
-    assert data.take(torch.tensor([1]), torch.tensor([0]))[0][1] == 0
+    taken = data.take(torch.tensor([1]), torch.tensor([0]))[0]
+    assert torch.equal(taken[0], data[1][0])
+    assert taken[1] == 0
 
 
 def test_a_broken_image_file_is_named(tmp_path: Path) -> None:
@@ -174,7 +178,7 @@ def test_a_broken_image_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_and_an_empty_class_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="one folder for each class: .*No such file"):
+    with pytest.raises(InputError, match=r"one folder for each class .*No such file.*--data.root"):
         image_folder(tmp_path / "nowhere")
     (tmp_path / "a").mkdir()
     with pytest.raises(InputError, match="no valid file for the classes a"):

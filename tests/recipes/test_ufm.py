@@ -204,10 +204,9 @@ def test_seli_limit_is_what_the_theory_says_of_it() -> None:
     assert report.nc2_etf_means == pytest.approx(floors[1].etf_distance, rel=1e-12)
     for name in ("nc1", "error", "seli_dist_w", "seli_dist_means", "sel_logit_dist"):
         assert getattr(report, name) < 1e-13, name
-    assert (
-        -1 / 9 < report.minority_cos < seli_limit([100] * 5 + [1] * 5, ["imbalance"]).minority_cos
-    )
-    assert report.norm_ratio > 1
+    steeper = seli_limit([100] * 5 + [1] * 5, ["imbalance"])
+    assert -1 / 9 < report.minority_cos < steeper.minority_cos < 1
+    assert 1 < report.norm_ratio < steeper.norm_ratio
 
 
 # -- what is printed and logged --------------------------------------------------------------------
@@ -220,12 +219,12 @@ def test_lines_and_logged_values_are_the_standing(
     monitor = NeuralCollapse(schedule=[1, 3], splits=["train"], run_dir=tmp_path)
     told: list[tuple[int, float, float]] = []
     monitor.after_measurement.append(
-        lambda _, m, epoch: told.append((epoch, m.standing().objective, m.standing().gap))
+        lambda *now: told.append((now[2], module.standing().objective, module.standing().gap))
     )
     logger = pl.loggers.CSVLogger(tmp_path)
-    trainer(monitor, max_epochs=4, precision="64-true", logger=logger).fit(
-        module, datamodule=SampleIndices()
-    )
+    fitting = trainer(monitor, max_epochs=4, precision="64-true", logger=logger)
+    fitting.fit(module, datamodule=SampleIndices())
+    assert float(fitting.callback_metrics["ufm/gap"]) == told[-1][2]  # other callbacks see it
     lines = [line for line in capsys.readouterr().out.splitlines() if "ufm |" in line]
     found = [re.search(r"objective (\S+), minimum 0\.37669728: gap (\S+) \|", x) for x in lines]
     assert [epoch for epoch, *_ in told] == [0, 1, 3, 4]
@@ -328,7 +327,7 @@ def test_a_run_goes_on_from_its_checkpoint(fit: Fit, tmp_path: Path) -> None:
 
 
 MISTAKES = {
-    "--model.loss hinge": "hinge",
+    "--model.loss hinge": "loss must be ce or mse, but is 'hinge'",
     "--model.dim 0": "dim must be positive, but is 0",
     "--model.dim 5": "so dim must be at least 9, got 5",
     "--model.lr -1": "lr must be positive, but is -1",
