@@ -5,7 +5,7 @@ listing the recipes needs no torch:
 
 - :mod:`ncmonitor.recipes.bundled`: the YAML files in ``configs/`` and what each one claims
 - :mod:`ncmonitor.recipes.module`: ``ImageClassifier``, the LightningModule of every recipe
-- :mod:`ncmonitor.recipes.models`: the networks
+- :mod:`ncmonitor.recipes.models`: the networks, and :mod:`ncmonitor.recipes.losses` their losses
 - :mod:`ncmonitor.recipes.data`: the data modules
 - :mod:`ncmonitor.recipes.ufm`: features without a network, whose optimum is known
 - :mod:`ncmonitor.recipes.fit`: the command, on LightningCLI

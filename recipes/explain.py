@@ -86,10 +86,13 @@ def _parameters(cause: _Cause) -> list[str]:
     module, _, name = cause.owner.rpartition(".")
     try:
         owner = getattr(importlib.import_module(module), name)
-        names = list(inspect.signature(owner).parameters)
+        # What **options stand for are parameters of the class that takes them.
+        signatures = [inspect.signature(base.__init__) for base in owner.__mro__]
     except (ImportError, AttributeError, TypeError, ValueError):
         return []
-    return [f"{cause.key}.{name}" for name in names]
+    ordinary = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    found = [p for each in signatures for p in each.parameters.values() if p.kind in ordinary]
+    return [f"{cause.key}.{p.name}" for p in found if p.name != "self"]
 
 
 def _unknown(option: str, known: Iterable[str]) -> str:

@@ -70,7 +70,8 @@ def test_demo_leaves_table_config_run_and_report(demo: tuple[Path, str]) -> None
 def test_demo_trains_what_the_recipe_says(demo: tuple[Path, str]) -> None:
     config = yaml.safe_load((run_folder(demo[0]) / "config.yaml").read_text())
     recipe = yaml.safe_load((ROOT / "recipes" / "configs" / "digits.yaml").read_text())
-    assert config["model"] == recipe["model"]
+    given = recipe["model"]["init_args"]
+    assert {key: config["model"]["init_args"][key] for key in given} == given
     assert config["trainer"]["max_epochs"] == 3
     assert config["trainer"]["default_root_dir"] is None  # so that it can be run again
     assert config["nc"]["schedule"] == "every_epoch"
@@ -303,7 +304,11 @@ MISTAKES = {
     "--config broken.yaml": "Problems parsing config: while parsing a flow mapping",
     "--config typo.yaml": "unknown option trainer.max_epoch; did you mean 'trainer.max_epochs'",
     "--config noclass.yaml": "model: No module named 'nope'",
-    "--config incomplete.yaml": "model: the following arguments are required: network",
+    "--config incomplete.yaml": "no network given; name one (--model.name resnet18)",
+    "digits --model.name convnet --trainer.logger false": "leave one out (--model.network null)",
+    "digits --model.network null --model.name vgg11 --trainer.logger false": (
+        "need at least 32 pixels a side"
+    ),
     "--trainer.max_epochs 3": "no model given; name a recipe (ncmonitor fit digits) or a config",
     "--trainer.max_epochs 3 digits": "unexpected word 'digits': a recipe's name comes first",
     # The whole word must be right: an abbreviation is a misspelling.
