@@ -48,11 +48,16 @@ def evaluating(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None
     with isolate_rng(), torch.no_grad(), eager:
         module.eval()
         trainer.validating = True
+        loggers = [m for m in modes if hasattr(m, "log_dict")]  # a forward may log what it sees
+        for each in loggers:
+            vars(each)["log"] = vars(each)["log_dict"] = _nothing
         try:
             yield
         except BaseException as error:  # isolate_rng restores only if nothing passes through it
             failure = error
         finally:
+            for each in loggers:
+                del vars(each)["log"], vars(each)["log_dict"]
             trainer.state.stage = stage
             for each, training in modes.items():
                 each.training = training
@@ -134,7 +139,7 @@ class CleanPass:
             return self.tap.take(self.forward(self.module, inputs))
 
 
-def _nothing() -> None:
+def _nothing(*_: Any, **__: Any) -> None:
     pass
 
 

@@ -39,7 +39,7 @@ class Ledger:
         self._wd_time = 0.0
 
     def begin(self, epoch: int, *, resumed: bool) -> None:
-        """Start at ``epoch``: a new run from nothing, a resumed one from its checkpoint."""
+        """Start at ``epoch``: a new run from nothing, a resumed one from what is known of it."""
         self.started, self._ended, self.seconds = time.perf_counter(), None, 0.0
         if not resumed:
             self.rows, self._wd_time = [], 0.0
@@ -96,3 +96,10 @@ class Ledger:
         self.rows = [{k: row[k] for k in known_columns(row)} for row in state["rows"]]
         self._clock = PhaseClock(**state["clock"])
         self._wd_time = state["wd_time"]
+
+    def last_value(self, split: str, name: str) -> float:
+        """Return the last defined value of a quantity; ``nan`` if there is none."""
+        for row in reversed(self.rows):
+            if row["split"] == split and not math.isnan(float(row.get(name, math.nan))):
+                return float(row[name])
+        return math.nan

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,12 +17,12 @@ from ncmonitor._checks import InputError
 from ncmonitor._labels import clean_batch
 from ncmonitor._tensors import check_floating
 from ncmonitor.bank import Budget, FeatureBank
-from ncmonitor.callbacks import loaders
 from ncmonitor.callbacks.averaging import measured_weights
 from ncmonitor.callbacks.clean_pass import CleanPass, evaluating, renew_weight
 from ncmonitor.callbacks.options import Options
 from ncmonitor.callbacks.precision import PassPrecision
 from ncmonitor.callbacks.progress import measuring
+from ncmonitor.callbacks.sources import Source, fit_sources, length_of
 from ncmonitor.callbacks.strategies import one_network, ranks_of
 from ncmonitor.classifier import Classifier
 from ncmonitor.moments import ClassMoments
@@ -32,9 +31,6 @@ from ncmonitor.report import CollapseReport
 from ncmonitor.study import Study, run
 from ncmonitor.tap import FeatureTap
 
-#: Makes a clean loader, ``(batch_size, ranks)``: the batch size that fits into memory, ``None`` for
-#: the user's own, and those that share the data.
-Source = Callable[[int | None, Alone], Any]
 _T = TypeVar("_T")
 #: Reports by layer; the classifier's own under ``""``.
 Reports = dict[str, CollapseReport]
@@ -55,7 +51,7 @@ class Measurement:
         dim: Dimension of its input d.
         batch_size: What fits into memory, once more did not.
         held: Which weights the last measurement saw: ``"raw"`` or ``"averaged"``.
-        seen: The classifier's state in the last measurement of the training set.
+        seen: Fingerprint of the weights in the last measurement of the training set.
     """
 
     trainer: pl.Trainer
@@ -68,7 +64,7 @@ class Measurement:
     dim: int = field(default=0, init=False)
     batch_size: int | None = field(default=None, init=False)
     held: str = field(default="raw", init=False)
-    seen: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
+    seen: dict[str, int] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         """Remember how positions of a map are reduced; token labels keep them."""
@@ -102,55 +98,14 @@ class Measurement:
         self._precision = PassPrecision(trainer, module, self.options.precision)
         vars(self).pop("head", None)
 
-    # -- data --------------------------------------------------------------------------------------
+    def release(self) -> None:
+        """Let go of trainer and module, which may be large, until :meth:`move`."""
+        self.trainer = self.module = self._precision = None  # type: ignore[assignment]
+        vars(self).pop("head", None)
 
     def sources(self) -> dict[str, Source]:
-        """Return what makes clean loaders, by split, the training set first.
-
-        Validation loaders that Lightning has not set up yet are left out.
-
-        Raises:
-            InputError: If it is not clear which loader to read, or one may have no end.
-        """
-        trainer, given = self.trainer, self.options.dataloader
-        key = given if isinstance(given, (str, int)) else None
-        ours = given is None or key is not None
-        chosen = trainer.train_dataloader if ours else given() if callable(given) else given
-        chosen = loaders.choose(chosen, key)
-        batches = trainer.num_training_batches if ours else math.inf
-        if batches == math.inf and trainer.max_epochs == -1 and _has_no_length(chosen):
-            raise InputError(
-                "the training data has no length and the trainer no last epoch (max_steps alone), "
-                "so the data may have no end; pass dataloader= a finite loader, or "
-                "Trainer(limit_train_batches=...)"
-            )
-        limited = ours and (is_dry_run(trainer) or bool(getattr(trainer, "overfit_batches", False)))
-        found = {"train": self._source(chosen, batches, limited=limited)}
-        if "val" in self.options.splits:
-            several = loaders.several(trainer.val_dataloaders)
-            counts = trainer.num_val_batches or [math.inf] * len(several)
-            counts = counts if isinstance(counts, list) else [counts]
-            for index, (loader, count) in enumerate(zip(several, counts, strict=False)):
-                split = "val" if len(several) == 1 else f"val{index}"
-                found[split] = self._source(loader, count, limited=is_dry_run(trainer))
-        return found
-
-    def test_source(self) -> Source:
-        """Return the source of the trainer's test set, of the first if there are several."""
-        return self._source(loaders.several(self.trainer.test_dataloaders)[0], math.inf)
-
-    def _source(self, loader: Any, batches: float, *, limited: bool = False) -> Source:
-        def make(batch_size: int | None, ranks: Alone) -> Any:
-            return loaders.clean_loader(
-                loader,
-                batches,
-                limited=limited,
-                rank=ranks.rank,
-                ranks=ranks.size,
-                batch_size=batch_size,
-            )
-
-        return make
+        """Return what makes clean loaders of the fit's splits; see :mod:`.sources`."""
+        return fit_sources(self.trainer, self.options)
 
     # -- before the first step ---------------------------------------------------------------------
 
@@ -241,6 +196,7 @@ class Measurement:
             except torch.OutOfMemoryError:
                 size = self.batch_size or getattr(loader(), "batch_size", None)
                 if not isinstance(size, int) or size < 2:
+                    self.batch_size = None  # somebody else's memory, perhaps: begin anew next time
                     raise
                 self.batch_size = size // 2
             if torch.cuda.is_available():
@@ -260,10 +216,11 @@ class Measurement:
         with (
             self._prepared(remember=not references),
             self._tap() as tap,
-            measuring(self.trainer, _length(loader), share) as advance,
+            measuring(self.trainer, length_of(loader), share) as advance,
         ):
-            renew_weight(self.head)
-            head = Classifier(tap.weight, tap.bias)
+            with self.ranks.together():
+                renew_weight(self.head)
+                head = Classifier(tap.weight, tap.bias)
             budget = Budget(options.bank_bytes)
             studies = [
                 Study(
@@ -287,15 +244,23 @@ class Measurement:
             remember: Whether to keep the classifier as :attr:`seen`.
         """
         trainer, module = self.trainer, self.module
-        with (
-            evaluating(trainer, module),
-            measured_weights(trainer, module, self.options.weights) as self.held,
-            one_network(module, self.ranks),
-        ):
+        ranks = self.ranks
+        with contextlib.ExitStack() as inside:
+            with ranks.together():  # the user's weights=, or memory, may fail on one rank only
+                inside.enter_context(evaluating(trainer, module))
+                weights = measured_weights(trainer, module, self.options.weights)
+                self.held = inside.enter_context(weights)
+            inside.enter_context(one_network(module, ranks))
             if remember:
-                self.seen = {k: value.clone() for k, value in self.head.state_dict().items()}
-            with self._precision.whole():
-                yield
+                self.seen = self.fingerprint()
+            with ranks.together():  # float32 copies of half-precision weights take memory
+                inside.enter_context(self._precision.whole())
+            yield
+
+    def fingerprint(self) -> dict[str, int]:
+        """Return sums over the bits of every parameter: the same on each rank and device."""
+        named = self.module.named_parameters()
+        return {k: int(p.detach().contiguous().view(-1).view(torch.uint8).sum()) for k, p in named}
 
     def _tap(self) -> FeatureTap:
         layers = self.layers if self.name else self.options.layers
@@ -319,22 +284,6 @@ class Measurement:
             forward=self.options.forward,
             advance=advance,
         )
-
-
-def is_dry_run(trainer: pl.Trainer) -> bool:
-    """Tell whether the trainer only tries a few batches (``fast_dev_run``)."""
-    return bool(getattr(trainer, "fast_dev_run", False))  # set outside of Trainer's own class
-
-
-def _has_no_length(loader: Any) -> bool:
-    return _length(loader) is None
-
-
-def _length(loader: Any) -> int | None:
-    try:
-        return len(loader)
-    except TypeError:
-        return None
 
 
 def _lazy_tensors(module: nn.Module) -> set[str]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import os
+import re
 import warnings
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pytorch_lightning as pl
@@ -20,15 +24,16 @@ from ncmonitor.callbacks._base import Base
 from ncmonitor.callbacks.averaging import Weights, check_weights
 from ncmonitor.callbacks.batches import BatchToXY, Forward
 from ncmonitor.callbacks.ledger import Ledger
-from ncmonitor.callbacks.measurement import Measurement, is_dry_run
+from ncmonitor.callbacks.measurement import Measurement
 from ncmonitor.callbacks.monitors import check_monitors, monitors_of
-from ncmonitor.callbacks.options import Options, layers_of
+from ncmonitor.callbacks.options import Options, layers_of, splits_of
 from ncmonitor.callbacks.precision import check_precision
 from ncmonitor.callbacks.progress import Overhead
 from ncmonitor.callbacks.rows import layer_split, log_keys, log_values, metric_columns
 from ncmonitor.callbacks.run_log import RunLog, default_run_dir
 from ncmonitor.callbacks.schedule import Schedule, scheduled_epochs, warn_unreachable
 from ncmonitor.callbacks.session import Session, excused, facts
+from ncmonitor.callbacks.sources import is_dry_run
 from ncmonitor.callbacks.strategies import check_strategy
 from ncmonitor.callbacks.wandb_axes import define_axes, record_measurement
 from ncmonitor.history import NULL_SPLIT, ONLINE_SPLIT, history_frame, read_history
@@ -38,6 +43,10 @@ from ncmonitor.tap import FeatureTap
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+#: Methods of the module that Lightning puts on every callback for the time of a run.
+_LENT: Final = ("log", "log_dict")
 
 
 class NeuralCollapse(Base):
@@ -113,7 +122,7 @@ class NeuralCollapse(Base):
         *,
         num_classes: int | None = None,
         schedule: Schedule | None = None,
-        splits: Sequence[str] = ("train", "val"),
+        splits: str | Sequence[str] = ("train", "val"),
         layers: str | torch.nn.Module | Sequence[str | torch.nn.Module] = (),
         reduce: Reduce = "gap",
         dataloader: Any = None,
@@ -141,12 +150,14 @@ class NeuralCollapse(Base):
         if not isinstance(schedule, (str, int, np.integer)):
             schedule = list(schedule)  # a generator could be read once only
         scheduled_epochs(schedule, max_epochs=1)  # a wrong schedule should fail here
+        if not prefix:
+            raise InputError("prefix= is the first part of every log key, and must not be empty")
         self.schedule, self.prefix, self.verbose = schedule, prefix, verbose
         self.after_measurement: list[Callable[[pl.Trainer, pl.LightningModule, int], None]] = []
         self._options = Options(
             classifier=classifier,
             num_classes=num_classes,
-            splits=tuple(splits),
+            splits=splits_of(splits),
             layers=layers_of(layers),
             reduce=reduce,
             dataloader=dataloader,
@@ -162,10 +173,12 @@ class NeuralCollapse(Base):
         )
         self._given_dir = None if run_dir is None else Path(run_dir)
         self._run_dir = self._given_dir
-        self._address = mailbox.new_address()
+        self._address, self._home = mailbox.new_address(), os.getpid()
         self._ledger = Ledger(tpt_accuracy)
         self._session: Session | None = None
-        self._owes_first = False  # to callbacks that monitor our keys
+        self._owed: list[str] = []  # keys that other callbacks monitor and that have no value yet
+        self._continues = False  # whether a checkpoint has brought our state
+        self._trainer: Callable[[], object] = weakref.ref(self)  # the last one; not yet any
 
     # -- what a user may override or read ----------------------------------------------------------
 
@@ -199,7 +212,8 @@ class NeuralCollapse(Base):
     @property
     def run_dir(self) -> Path | None:
         """Folder of this run's files: as given, else as found when training started."""
-        self._run_dir = mailbox.collect(self._address) or self._run_dir
+        if os.getpid() == self._home:  # a child leaves the note, and must not take it
+            self._run_dir = mailbox.collect(self._address) or self._run_dir
         return self._run_dir
 
     @run_dir.setter
@@ -209,7 +223,8 @@ class NeuralCollapse(Base):
     @property
     def state_key(self) -> str:
         """Name of the state in checkpoints: several monitors differ by their prefix."""
-        return self._generate_state_key(prefix=self.prefix)
+        own = self.prefix != "nc"  # else by the class alone, as without this
+        return self._generate_state_key(prefix=self.prefix) if own else super().state_key
 
     @property
     def overhead(self) -> Overhead:
@@ -222,11 +237,15 @@ class NeuralCollapse(Base):
         """Refuse at once what could only fail later."""
         if stage != "fit":
             return
-        self._session = None
+        self._session, self._continues = None, False
         check_strategy(trainer)
+        self._check_folder(trainer)
         check_precision(trainer, self._options.precision)
         scheduled_epochs(self.schedule, trainer.max_epochs)
         check_monitors(trainer, self.prefix)
+        if trainer.world_size > 1:  # every rank logs the same number: nothing to synchronise
+            said = rf"It is recommended to use `self\.log\('{re.escape(self.prefix)}/"
+            warnings.filterwarnings("ignore", message=said)
         if not _grows_later(pl_module):
             self._check_model(trainer, pl_module)
 
@@ -238,7 +257,9 @@ class NeuralCollapse(Base):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the classifier, open the files and measure the untrained network."""
         epoch = trainer.current_epoch
-        self._ledger.begin(epoch, resumed=trainer.global_step > 0)
+        again = self._trainer() is trainer and trainer.global_step > 0  # a second fit goes on
+        self._ledger.begin(epoch, resumed=self._continues or again)
+        self._trainer = weakref.ref(trainer)
         measurement = Measurement(trainer, pl_module, self._options)
         measurement.probe()
         if "val" in self._options.splits and not trainer.enable_validation:
@@ -283,12 +304,13 @@ class NeuralCollapse(Base):
         epoch = trainer.current_epoch + 1
         rows = self._session.measure_online(epoch)
         last = epoch == trainer.max_epochs
-        due = last or self._owes_first or self._is_scheduled(epoch, trainer)
+        due = last or bool(self._owed) or self._is_scheduled(epoch, trainer)
         if due:
             rows += self._session.measure(epoch, pl_module.print if self.verbose else None)
-            self._owes_first = False
+        values = log_values(rows, self.prefix)
         if rows and not trainer.barebones:
-            _log_dict(pl_module, log_values(rows, self.prefix))
+            _log_dict(pl_module, values)
+        self._settle(trainer, values)
         if due:
             self._tell(trainer, pl_module, epoch)
 
@@ -316,6 +338,23 @@ class NeuralCollapse(Base):
                 "least one batch (drop_last=True drops a data set smaller than one batch)"
             )
 
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let go of the trainer and its module: a callback may outlive them."""
+        if stage == "fit" and self._session is not None:
+            self._session.release()
+        for name in _LENT:
+            vars(self).pop(name, None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to a fit under way: it is not for another process."""
+        kept = {name: value for name, value in vars(self).items() if name not in _LENT}
+        return kept | {"_session": None, "_trainer": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Start without a fit."""
+        vars(self).update(state)
+        self._trainer = weakref.ref(self)
+
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the test set against the last train means, as ``nc/test/...``."""
         session = self._session
@@ -339,6 +378,7 @@ class NeuralCollapse(Base):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue history and clocks where a checkpoint left them."""
+        self._continues = True
         self._ledger.load_state_dict(state_dict)
         before = state_dict.get("how", {}).get("convention")
         now = self._options.settings.convention.name
@@ -371,7 +411,7 @@ class NeuralCollapse(Base):
         # A monitor needs a value at the end of the first epoch: no onset before there is one.
         soon = {key for key, name in coming.items() if not name.startswith("tpt_start")}
         check_monitors(trainer, self.prefix, {*soon, f"{self.prefix}/epoch"})
-        self._owes_first = bool(monitors_of(trainer, self.prefix))
+        self._owed = monitors_of(trainer, self.prefix)
         if not dry:
             coming |= log_keys(self.prefix, ["test"], self._ledger.metrics)
             with excused("the W&B charts are not set up"):
@@ -388,8 +428,10 @@ class NeuralCollapse(Base):
     def _is_scheduled(self, epoch: int, trainer: pl.Trainer) -> bool:
         """Ask the user's policy, which need not be the same on every rank."""
         assert self._session is not None  # made by on_train_start
-        wanted = self.should_measure(epoch, trainer)
-        return bool(self._session.measurement.ranks.gather(wanted)[0])
+        ranks = self._session.measurement.ranks
+        with ranks.together():
+            wanted = self.should_measure(epoch, trainer)
+        return bool(ranks.gather(wanted)[0])
 
     def _measure_outside(self, trainer: pl.Trainer, module: pl.LightningModule, epoch: int) -> None:
         """Measure outside an epoch: ``log_dict`` and the bar's ``print`` drop what they get."""
@@ -403,7 +445,31 @@ class NeuralCollapse(Base):
 
     def _tell(self, trainer: pl.Trainer, module: pl.LightningModule, epoch: int) -> None:
         for listener in self.after_measurement:
-            listener(trainer, module, epoch)
+            if self._options.on_error == "raise":
+                listener(trainer, module, epoch)
+                continue
+            with excused(f"a listener of epoch {epoch} has failed"):
+                listener(trainer, module, epoch)
+
+    def _settle(self, trainer: pl.Trainer, values: Mapping[str, float]) -> None:
+        """Give monitors what they need in the first epoch: if that failed, the value before it."""
+        for key in self._owed:
+            if key not in values:
+                split, _, name = key.removeprefix(f"{self.prefix}/").rpartition("/")
+                known = self._ledger.last_value("train" if split == "tpt" else split, name)
+                if not math.isnan(known):
+                    trainer.callback_metrics[key] = torch.tensor(known)
+        self._owed = [key for key in self._owed if key not in values]
+
+    def _check_folder(self, trainer: pl.Trainer) -> None:
+        """Refuse two monitors that would write the same table."""
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            mine = isinstance(other, NeuralCollapse) and other is not self
+            if mine and self._given_dir is not None and other._given_dir == self._given_dir:
+                raise InputError(
+                    f"two NeuralCollapse callbacks write to run_dir={str(self._given_dir)!r}: give "
+                    "each its own, or leave run_dir out"
+                )
 
 
 def _grows_later(module: pl.LightningModule) -> bool:

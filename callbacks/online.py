@@ -59,12 +59,13 @@ class Online:
 
     def before(self) -> None:
         """Listen to the training step that is about to be made."""
+        self._inside.close()  # of a step that was begun and skipped
         self._inside.enter_context(self._tap)
 
     def after(self, batch: Any) -> None:
         """Take in what the training step has seen, unless an earlier one could not be."""
         with self._inside:
-            if self._failure is not None:
+            if self._failure is not None or not self._tap.ran:  # a step may skip the network
                 return
             try:
                 tapped = self._tap.take()
@@ -86,6 +87,7 @@ class Online:
         Raises:
             Exception: What kept a step from being taken in; on every rank.
         """
+        self.stop()  # a skipped step may have ended the epoch
         look, failure = self._look, self._failure
         self._look, self._failure = self._fresh(), None
         with ranks.together():

@@ -13,11 +13,11 @@ from ncmonitor._reduce import Reduce
 from ncmonitor.bank import DEFAULT_BANK_BYTES
 from ncmonitor.callbacks.averaging import Weights
 from ncmonitor.callbacks.batches import BatchToXY, Forward
+from ncmonitor.callbacks.precision import PRECISIONS
 from ncmonitor.settings import Settings
 
 ON_ERROR = ("warn", "raise")
 SPLITS = ("train", "val")
-PRECISIONS = ("trainer", "full")
 
 
 @dataclass(frozen=True)
@@ -66,3 +66,8 @@ def layers_of(layers: str | torch.nn.Module | Sequence[Any]) -> str | tuple[Any,
     if layers == "all":
         return "all"
     return (layers,) if isinstance(layers, (str, torch.nn.Module)) else tuple(layers)
+
+
+def splits_of(splits: str | Sequence[str]) -> tuple[str, ...]:
+    """Return splits as a tuple; one name is one split."""
+    return (splits,) if isinstance(splits, str) else tuple(splits)

@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 import pytorch_lightning as pl
-import torch
 
-from ncmonitor._checks import InputError, MeasurementError
+from ncmonitor._checks import InputError, MeasurementError, said_once
 from ncmonitor.callbacks import loaders
 from ncmonitor.callbacks.batches import default_batch_to_xy
 from ncmonitor.callbacks.console import console_lines
 from ncmonitor.callbacks.ledger import Ledger
-from ncmonitor.callbacks.measurement import Measurement, Reports, Source
+from ncmonitor.callbacks.measurement import Measurement, Reports
 from ncmonitor.callbacks.online import Online, check_online
 from ncmonitor.callbacks.options import Options
 from ncmonitor.callbacks.rows import Row, layer_split
 from ncmonitor.callbacks.run_log import RunLog
+from ncmonitor.callbacks.sources import Source, test_sources
 from ncmonitor.callbacks.variation import varies
 from ncmonitor.history import NULL_SPLIT, ONLINE_SPLIT
 from ncmonitor.ranks import ALONE
@@ -48,8 +48,9 @@ class Session:
         self.measurement, self.ledger, self.log = measurement, ledger, log
         self.trained: Reports = {}
         self.online: Online | None = None
-        self._weights: dict[str, torch.Tensor] = {}
+        self._weights: dict[str, int] = {}
         self._failures: dict[tuple[str, str], list[int]] = {}
+        self._said: set[str] = set()
 
     @property
     def options(self) -> Options:
@@ -90,17 +91,15 @@ class Session:
         self.measurement.move(trainer, module)
         if not self._knows_weights():
             return None
-        rows = self._rows("test", self.measurement.test_source(), trainer.current_epoch)
-        return self._keep(rows)
+        last = next(row for row in reversed(self.ledger.rows) if row["split"] == "train")
+        rows: list[Row] = []
+        for split, source in test_sources(trainer).items():
+            rows += self._rows(split, source, int(last["epoch"]))
+        return self._keep([row | {"step": last["step"]} for row in rows])  # another trainer has 0
 
     def _knows_weights(self) -> bool:
-        """Whether the module has the classifier that the training set was last measured with."""
-        try:
-            state = self.measurement.head.state_dict()
-        except InputError:  # another model altogether
-            return False
-        same = state.keys() == self._weights.keys()
-        return same and all(torch.equal(state[k], value) for k, value in self._weights.items())
+        """Whether the module has the weights that the training set was last measured with."""
+        return self.measurement.fingerprint() == self._weights
 
     def listen(self) -> None:
         """Listen to the training steps from now on.
@@ -115,8 +114,13 @@ class Session:
             measurement.name,
             measurement.num_classes,
             options.settings,
-            options.batch_to_xy or default_batch_to_xy,
+            self._split_batch,
         )
+
+    def _split_batch(self, batch: Any) -> tuple[Any, Any]:
+        """Split what a training step gets: with several loaders, the part that is measured."""
+        key, split = self.options.dataloader, self.options.batch_to_xy or default_batch_to_xy
+        return split(batch[key] if isinstance(key, (str, int)) else batch)
 
     def finish(self) -> None:
         """Close the files and say what has failed more than once."""
@@ -126,6 +130,11 @@ class Session:
                 named = ", ".join(map(str, epochs[:_NAMED])) + (", ..." * (len(epochs) > _NAMED))
                 self._warn(f"neural collapse of {split} is nan after epochs {named}: {words}")
         self._failures = {}
+
+    def release(self) -> None:
+        """Let go of the trainer and its module."""
+        self.measurement.release()
+        self.online = None
 
     # -- the work ----------------------------------------------------------------------------------
 
@@ -168,7 +177,8 @@ class Session:
             return {}  # it, or its reference, failed, which has been said
         references = {} if train else {k: report.moments for k, report in self.trained.items()}
         try:
-            reports = self.measurement.measure(source, references, self.ledger.overhead.share)
+            with said_once(self._said):
+                reports = self.measurement.measure(source, references, self.ledger.overhead.share)
             if train and reports[""].n_classes_present < 2:
                 raise InputError("the training set holds one class; neural collapse needs two")
             return reports
@@ -191,8 +201,14 @@ class Session:
         The same failure, epoch after epoch, is said once and summed up at the end.
         """
         wrong_input = isinstance(error, InputError) and not isinstance(error, MeasurementError)
-        if self.options.on_error == "raise" or (wrong_input and not self.ledger.rows):
+        if self.options.on_error == "raise":
             raise error
+        if wrong_input and not self.ledger.rows:
+            if split == "train":
+                raise error
+            raise InputError(
+                f"the {split} data cannot be measured: {error}; splits=('train',) leaves it out"
+            ) from error
         words = f"{type(error).__name__}: {error}"
         epochs = self._failures.setdefault((split, words), [])
         epochs.append(epoch)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ncmonitor._checks import InputError
 from ncmonitor.callbacks._base import Base
-from ncmonitor.callbacks.measurement import is_dry_run
 from ncmonitor.callbacks.neural_collapse import NeuralCollapse
+from ncmonitor.callbacks.sources import is_dry_run
 from ncmonitor.callbacks.terminal_rules import PhaseRules
 
 if TYPE_CHECKING:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from numbers import Integral
 
 
@@ -33,3 +36,30 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean ...?"`` for the closest known names, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+_SAID: ContextVar[set[str] | None] = ContextVar("said", default=None)
+
+
+def warn(message: str, stacklevel: int = 2) -> None:
+    """Warn; inside :func:`said_once` only of what has not been said there before."""
+    said = _SAID.get()
+    if said is not None and message in said:
+        return
+    if said is not None:
+        said.add(message)
+    warnings.warn(message, stacklevel=stacklevel + 1)
+
+
+@contextlib.contextmanager
+def said_once(said: set[str]) -> Iterator[None]:
+    """Say every warning of a measurement once per run: Python's own memory of them is volatile.
+
+    Args:
+        said: What has been said; grows.
+    """
+    before = _SAID.set(said)
+    try:
+        yield
+    finally:
+        _SAID.reset(before)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from ncmonitor._checks import InputError, MeasurementError
+from ncmonitor._checks import InputError, MeasurementError, warn
 from ncmonitor.bank import Budget
 from ncmonitor.classifier import Classifier
 from ncmonitor.looks import FirstLook
@@ -66,7 +65,7 @@ def check_rereadable(batches: Iterable[Any], budget: Budget, times: int) -> None
             "and the source can be read only once: pass a re-iterable such as a DataLoader, or "
             f"bank_bytes={budget.needed}"
         )
-    warnings.warn(
+    warn(
         f"features take {budget.needed:,} bytes, more than bank_bytes={budget.limit:,}: the "
         f"network runs {'a second time' if times == 2 else f'{times} times'}; "
         f"bank_bytes={budget.needed} avoids it",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Iterable
 from typing import Final
 
 import torch
 
+from ncmonitor._checks import warn
 from ncmonitor._sources import check_first
 from ncmonitor.catalogue import CATALOGUE
 from ncmonitor.centres import Centre, Centres
@@ -191,10 +191,10 @@ def _warn_below_floor(nc1: float, dtype: torch.dtype | None) -> None:
     floor = NC1_FLOORS.get(dtype, 0.0) if dtype is not None else 0.0
     if 0 <= nc1 < floor:
         name = str(dtype).removeprefix("torch.")
-        warnings.warn(
+        warn(
             f"nc1 has fallen below {floor:g}, where the rounding of {name} features decides it: "
             "give float32 features, or train with precision='32-true', to see further down",
-            stacklevel=2,  # the same words every time: Python shows them once
+            stacklevel=2,
         )
 
 

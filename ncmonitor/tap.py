@@ -122,6 +122,11 @@ class FeatureTap:
         return tuple(self._layers)
 
     @property
+    def ran(self) -> bool:
+        """Whether the classifier, or anything that may be it, has run since the last take."""
+        return bool(self._runs)
+
+    @property
     def weight(self) -> Tensor:
         """The classifier's weight, detached, ``(K, d)``; a parametrised one is computed now."""
         weight: Tensor = self._known().weight  # type: ignore[assignment]
@@ -174,7 +179,8 @@ class FeatureTap:
         if len(runs) != 1:
             raise InputError(
                 f"expected the classifier {name!r} to run once in a forward pass, but it ran "
-                f"{len(runs)} times; pass classifier= the layer that makes the logits"
+                f"{len(runs)} times; pass classifier= the layer that makes the logits, or a "
+                "forward that runs it once"
             )
         features, logits, self._form = _heads.read(runs[0], returned, self._form)
         if self.classifier is None:

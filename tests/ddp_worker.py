@@ -5,11 +5,12 @@ Every rank writes what it knows to ``FOLDER/<fit>.<rank>.json``; rank zero saves
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,7 @@ def everything(fits: Fits) -> None:
     fits.run("monitors", fits.monitor("monitors"), stop, keep, **settings)
     phase = TerminalPhase(epochs=2, dirpath=fits.folder / "onset")
     fits.run("phase", phase, fits.monitor("phase"), max_epochs=40)
+    fits.run("weights", fits.monitor("weights", weights=NoWeightsOnOne()))
     wrong: Callable[[Any], Any] = WrongOnOne()
     fits.run("refused", fits.monitor("refused", batch_to_xy=wrong))
 
@@ -155,6 +157,16 @@ class WrongOnOne:
         if torch.distributed.is_initialized() and torch.distributed.get_rank() == 1:
             raise ValueError("no such key on this machine")
         return batch[0], batch[1]
+
+
+class NoWeightsOnOne:
+    """A ``weights=`` that fails on one rank in the second epoch."""
+
+    @contextlib.contextmanager
+    def __call__(self, trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None]:
+        if trainer.global_rank == 1 and trainer.current_epoch == 1:
+            raise RuntimeError("no weights on one rank")
+        yield
 
 
 if __name__ == "__main__":

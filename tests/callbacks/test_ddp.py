@@ -116,6 +116,17 @@ def test_a_failure_on_one_rank_is_nan_on_all_and_nobody_waits(folder: Path) -> N
     assert "on rank 1: RuntimeError: boom on one rank" in ranks[0]["warnings"][0]
 
 
+def test_weights_that_fail_on_one_rank_are_nan_on_all(folder: Path) -> None:
+    ranks = told(folder, "weights")
+    train = same_rows(ranks).query("split == 'train'")
+    assert train["nc1"].isna().tolist() == [False, False, True, False]
+    assert "on rank 1: RuntimeError: no weights on one rank" in ranks[0]["warnings"][0]
+
+
+def test_lightning_does_not_ask_for_every_key_to_be_synchronised(folder: Path) -> None:
+    assert not any("self.log('nc/" in w for w in told(folder, "plain")[0]["all_warnings"])
+
+
 def test_memory_that_runs_out_on_one_rank_halves_the_batches_of_all(folder: Path) -> None:
     ranks = told(folder, "memory")
     assert same_rows(ranks)["nc1"].notna().all()

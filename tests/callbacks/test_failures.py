@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
+import pickle
 import stat
+import warnings
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from ncmonitor import InputError, history
 from ncmonitor.callbacks import NeuralCollapse, run_log
 from ncmonitor.history import read_history
-from toys import Recording, Toy, TrainOnly, train_loader, trainer, val_loader
+from toys import Recording, Toy, TrainOnly, blobs, train_loader, trainer, val_loader
 
 
 @pytest.fixture(autouse=True)
@@ -240,3 +246,188 @@ def test_fifty_measurements_grow_neither_hooks_nor_memory(options: dict[str, Any
 
 class _Forgets(list[Any]):
     def append(self, _: Any) -> None: ...
+
+
+# -- what stands around a measurement --------------------------------------------------------------
+
+
+class Logs(TrainOnly):
+    """Logs from within forward, as people do to watch activations."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.body(x)
+        if self.training or self.trainer.state.stage == "validate":
+            self.log("sparsity", (hidden > 0).float().mean(), on_step=True, on_epoch=True)
+        return self.head(hidden)
+
+
+def test_what_a_forward_logs_is_what_training_logs() -> None:
+    def logged(*callbacks: pl.Callback) -> float:
+        pl.seed_everything(7, verbose=False)
+        fit = trainer(*callbacks)
+        fit.fit(Logs(), train_loader())
+        return float(fit.callback_metrics["sparsity_epoch"])
+
+    assert logged(monitor(splits=("train",))) == logged()
+
+
+def test_a_listener_that_fails_costs_a_warning() -> None:
+    watch = monitor(splits=("train",))
+
+    def listener(*_: Any) -> None:
+        raise KeyError("of a listener")
+
+    watch.after_measurement.append(listener)
+    with (
+        pytest.warns(RuntimeWarning, match="a listener of epoch 0 has failed"),
+        pytest.warns(RuntimeWarning, match="a listener of epoch 1 has failed.*of a listener"),
+    ):
+        trainer(watch, max_epochs=1).fit(TrainOnly(), train_loader())
+    assert watch.history["epoch"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("kind", ["stopping", "saving"])
+def test_a_first_measurement_that_fails_does_not_end_a_monitored_run(kind: str) -> None:
+    class FailsFirst(TrainOnly):
+        def forward(self, x: Tensor) -> Tensor:
+            if not self.training and self.trainer.global_step == 3:
+                raise RuntimeError("boom")
+            return super().forward(x)
+
+    watch = monitor(splits=("train",), schedule=[])
+    other: Any = pl.callbacks.EarlyStopping("nc/train/nc1", patience=99)
+    if kind == "saving":
+        other = pl.callbacks.ModelCheckpoint("kept", monitor="nc/train/nc1")
+    fit = trainer(watch, other, max_epochs=4, enable_checkpointing=kind == "saving")
+    with pytest.warns(RuntimeWarning, match="after epoch 1 is nan.*boom"):
+        fit.fit(FailsFirst(), train_loader())
+    assert watch.history["epoch"].tolist() == [0, 1, 2, 4]  # the value is owed until it is there
+    best = other.best_score if kind == "stopping" else other.best_model_score
+    assert float(best) == pytest.approx(watch.history["nc1"].min(), rel=1e-6)
+
+
+def test_a_warning_of_every_measurement_is_said_once_per_fit() -> None:
+    watch = monitor(splits=("train",), bank_bytes=10)
+    with pytest.warns(UserWarning, match="more than bank_bytes=10") as caught:
+        trainer(watch, max_epochs=4).fit(TrainOnly(), train_loader())
+    assert len([w for w in caught if "bank_bytes" in str(w.message)]) == 1
+
+
+# -- a callback's life -----------------------------------------------------------------------------
+
+
+def test_a_callback_lets_go_of_trainer_and_model_and_travels_light() -> None:
+    watch, module = monitor(splits=("train",), online=True), TrainOnly()
+    fit = trainer(watch, max_epochs=1)
+    fit.fit(module, train_loader())
+    gone = weakref.ref(module)
+    twin = pickle.loads(pickle.dumps(watch))
+    assert len(pickle.dumps(watch)) < 60_000
+    pd.testing.assert_frame_equal(twin.history, watch.history)
+    del fit, module
+    gc.collect()
+    assert gone() is None
+    assert watch.report is not None
+    assert math.isfinite(watch.report.nc1)
+
+
+def test_a_used_callback_begins_anew_in_another_trainer() -> None:
+    keep = pl.callbacks.ModelCheckpoint("kept", save_last=True)
+    trainer(keep, max_epochs=2, enable_checkpointing=True).fit(TrainOnly(), train_loader())
+    watch = monitor(splits=("train",))
+    trainer(watch, max_epochs=1).fit(TrainOnly(), train_loader())
+    keep = pl.callbacks.ModelCheckpoint("kept", save_last=True)
+    fit = trainer(watch, keep, max_epochs=4, enable_checkpointing=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the folder is not empty
+        fit.fit(TrainOnly(), train_loader(), ckpt_path="kept/last.ckpt")
+    assert watch.history["epoch"].tolist() == [2, 3, 4]
+
+
+def test_a_second_fit_of_the_same_trainer_goes_on() -> None:
+    watch, module = monitor(splits=("train",)), TrainOnly()
+    fit = trainer(watch, max_epochs=1)
+    fit.fit(module, train_loader())
+    fit.fit_loop.max_epochs = 3
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*in eval mode at the start", UserWarning)
+        fit.fit(module, train_loader())
+    assert watch.history["epoch"].tolist() == [0, 1, 2, 3]
+
+
+def test_two_monitors_that_would_write_one_table_are_refused() -> None:
+    fit = trainer(monitor(), monitor(prefix="raw"))
+    with pytest.raises(InputError, match="write to run_dir='run': give each its own"):
+        fit.fit(TrainOnly(), train_loader())
+
+
+# -- the test set ----------------------------------------------------------------------------------
+
+
+def after_a_test(module: Toy, loaders: Any, **settings: Any) -> NeuralCollapse:
+    watch = monitor(splits=("train",))
+    trainer(watch).fit(module, train_loader())
+    other = trainer(watch, **settings)  # has seen no epoch itself
+    other.test(module, loaders, verbose=False)
+    return watch
+
+
+def test_the_test_rows_have_the_epoch_of_the_weights_and_a_split_for_each_loader() -> None:
+    class Indexed(TrainOnly):
+        def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
+
+    rows = after_a_test(Indexed(), [val_loader(), train_loader(shuffle=False)]).history
+    last = rows.query("split.str.startswith('test')")
+    assert last["split"].tolist() == ["test0", "test1"]
+    assert last["epoch"].tolist() == [3, 3]
+    assert last["step"].tolist() == [9, 9]
+
+
+def test_a_test_set_without_end_is_measured_as_far_as_the_trainer_reads() -> None:
+    class Endless(IterableDataset[tuple[Tensor, Tensor]]):
+        def __iter__(self) -> Any:
+            while True:
+                yield from zip(*blobs(), strict=True)
+
+    rows = after_a_test(
+        TrainOnly(), DataLoader(Endless(), batch_size=15), limit_test_batches=2
+    ).history
+    assert rows.query("split == 'test'")["min_class_count"].tolist() == [10]
+
+
+def test_a_frozen_head_does_not_make_other_weights_the_same() -> None:
+    watch, module = monitor(splits=("train",)), TrainOnly()
+    module.head.requires_grad_(requires_grad=False)
+    fit = trainer(watch, max_epochs=1)
+    fit.fit(module, train_loader())
+    with torch.no_grad():
+        next(module.body.parameters()).mul_(2)
+    with pytest.warns(UserWarning, match="the test set is not measured"):
+        fit.test(module, val_loader(), verbose=False)
+    assert set(watch.history["split"]) == {"train"}
+
+
+# -- wrong options ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [(lambda: None, "None"), (TensorDataset(*blobs()), "TensorDataset")],
+)
+def test_what_is_no_loader_is_refused_in_words(given: Any, kind: str) -> None:
+    fit = trainer(monitor(splits="train", dataloader=given))
+    with pytest.raises(InputError, match=rf"dataloader= must be a loader.*{kind}.*DataLoader"):
+        fit.fit(TrainOnly(), train_loader())
+
+
+def test_an_unlabelled_validation_set_is_named_with_the_way_around_it() -> None:
+    fit = trainer(monitor())
+    bare = DataLoader(TensorDataset(blobs()[0]), batch_size=8)
+
+    class Unlabelled(Toy):
+        def validation_step(self, batch: Any, batch_idx: int) -> None: ...
+
+    with pytest.raises(InputError, match=r"the val data cannot be measured.*splits=\('train',\)"):
+        fit.fit(Unlabelled(), train_loader(), bare)
+    with pytest.raises(InputError, match="prefix= "):
+        NeuralCollapse(prefix="")

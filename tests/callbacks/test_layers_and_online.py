@@ -10,6 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor, nn
 
 from ncmonitor import InputError, measure_collapse
@@ -231,3 +232,40 @@ def test_a_key_of_a_split_that_is_not_measured_is_refused() -> None:
     with pytest.raises(InputError, match="measures no 'val'"):
         fit.fit(Toy(), train_loader(), val_loader())
     assert fit.global_step == 0
+
+
+class Skips(TrainOnly):
+    """Leaves out a batch before its step, and another within it."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where = where
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        return -1 if self.where == "before" and batch_idx == 1 else None
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if self.where == "within" and batch_idx == 1:
+            return None
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("where", ["before", "within"])
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`:UserWarning")
+def test_a_batch_that_the_training_skips_is_skipped_online(where: str) -> None:
+    module, watch = Skips(where), monitor(online=True, splits=("train",))
+    trainer(watch).fit(module, train_loader())
+    online = watch.history.query("split == 'online'")
+    assert online["nc1_quotient"].notna().all()
+    assert not any(m._forward_hooks for m in module.modules())
+
+
+def test_online_mode_hears_the_loader_that_is_measured() -> None:
+    class Pairs(TrainOnly):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return super().training_step(batch["labelled"], batch_idx)
+
+    watch = monitor(online=True, splits=("train",), dataloader="labelled")
+    loaders = CombinedLoader({"labelled": train_loader(), "other": train_loader()}, "min_size")
+    trainer(watch, max_epochs=1).fit(Pairs(), loaders)
+    assert watch.history.query("split == 'online'")["nc1_quotient"].notna().all()
