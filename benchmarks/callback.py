@@ -166,7 +166,11 @@ def show_online(data: TensorDataset, batch: int, steps: int, device: str, precis
             [getattr(step, clock) for step in monitor.steps[heard]] for heard in (False, True)
         )
         share = report / (len(loader) * statistics.median(plain))
-        pairs = [on / off + share for off, on in zip(plain, listening, strict=True)]
+        # Each between two plain steps: the machine's speed drifts.
+        pairs = [
+            on / statistics.mean(around) + share
+            for on, around in zip(listening, pairwise(plain), strict=False)
+        ]
         ratio_line(f"online / plain epoch ({clock})", pairs, ONLINE_BUDGET)
         noise = [two / one for one, two in pairwise(plain)]
         ratio_line(f"plain / plain, the noise ({clock})", noise)
@@ -201,7 +205,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--images", type=int, help="2000, or 20000 on CUDA")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--pairs", type=int, help="measurements: 4, or 15 on CUDA")
-    parser.add_argument("--steps", type=int, help="training steps: 24, or 400 on CUDA")
+    parser.add_argument("--steps", type=int, help="training steps: 84, or 400 on CUDA")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--only", choices=("pass", "online"))
     options = parser.parse_args()
@@ -210,7 +214,7 @@ def _options() -> argparse.Namespace:
     fast = options.device == "cuda"
     options.images = options.images or (20000 if fast else 2000)
     options.pairs = options.pairs or (15 if fast else 4)
-    options.steps = options.steps or (400 if fast else 24)
+    options.steps = options.steps or (400 if fast else 84)
     if options.images < 2 * options.batch or options.steps < WARM_UP + 4:
         parser.error(f"expected at least two batches of images and {WARM_UP + 4} steps")
     options.steps -= options.steps % 2
