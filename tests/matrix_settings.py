@@ -416,7 +416,7 @@ def training() -> list[Setting]:
 def trainers() -> list[Setting]:
     add: Any = functools.partial(Setting, group="trainer")
     bare = {"barebones": True, "log_every_n_steps": None, "logger": None}
-    one, both = ByHand(samples=BATCH), ByHand(samples=BATCH, val_samples=BATCH)
+    both = ByHand(samples=BATCH, val_samples=BATCH)
     return [
         add("val_check_interval=0.5", trainer={"val_check_interval": 0.5}),
         add("check_val_every_n_epoch=2", trainer={"check_val_every_n_epoch": 2}),
