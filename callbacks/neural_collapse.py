@@ -26,17 +26,23 @@ from ncmonitor.callbacks.batches import BatchToXY, Forward
 from ncmonitor.callbacks.ledger import Ledger
 from ncmonitor.callbacks.measurement import Measurement
 from ncmonitor.callbacks.monitors import check_monitors, monitors_of
+from ncmonitor.callbacks.opening import (
+    facts,
+    grows_later,
+    keys_to_come,
+    monitorable,
+    tell_loggers,
+)
 from ncmonitor.callbacks.options import Options, layers_of, splits_of
 from ncmonitor.callbacks.precision import check_precision
 from ncmonitor.callbacks.progress import Overhead
-from ncmonitor.callbacks.rows import layer_split, log_keys, log_values, metric_columns
+from ncmonitor.callbacks.rows import log_keys, log_values, metric_columns
 from ncmonitor.callbacks.run_log import RunLog, default_run_dir
 from ncmonitor.callbacks.schedule import Schedule, scheduled_epochs, warn_unreachable
-from ncmonitor.callbacks.session import Session, excused, facts
+from ncmonitor.callbacks.session import Session, excused
 from ncmonitor.callbacks.sources import is_dry_run
 from ncmonitor.callbacks.strategies import check_strategy
-from ncmonitor.callbacks.wandb_axes import define_axes, record_measurement
-from ncmonitor.history import NULL_SPLIT, ONLINE_SPLIT, history_frame, read_history
+from ncmonitor.history import history_frame, read_history
 from ncmonitor.report import CollapseReport
 from ncmonitor.settings import Settings
 from ncmonitor.tap import FeatureTap
@@ -246,7 +252,7 @@ class NeuralCollapse(Base):
         if trainer.world_size > 1:  # every rank logs the same number: nothing to synchronise
             said = rf"It is recommended to use `self\.log\('{re.escape(self.prefix)}/"
             warnings.filterwarnings("ignore", message=said)
-        if not _grows_later(pl_module):
+        if not grows_later(pl_module):
             self._check_model(trainer, pl_module)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -398,28 +404,20 @@ class NeuralCollapse(Base):
 
     def _opened(self, trainer: pl.Trainer, measurement: Measurement) -> Session:
         """Open the run's files and tell the loggers what will come and how it is measured."""
-        dry, options = is_dry_run(trainer), self._options
-        how = facts(measurement) | {"schedule": str(self.schedule)}
-        if how["data_deterministic"] == 0:
-            warnings.warn(
-                "a training sample read twice differs (random augmentation): it is measured as it "
-                "comes; pass dataloader= a loader without augmentation to measure the clean data",
-                stacklevel=2,
-            )
-        self._ledger.metrics = metric_columns(options.settings.names, measurement.num_classes)
-        coming = log_keys(self.prefix, _splits(measurement, options), self._ledger.metrics)
-        # A monitor needs a value at the end of the first epoch: no onset before there is one.
-        soon = {key for key, name in coming.items() if not name.startswith("tpt_start")}
-        check_monitors(trainer, self.prefix, {*soon, f"{self.prefix}/epoch"})
-        self._owed = monitors_of(trainer, self.prefix)
+        dry, prefix, ranks = is_dry_run(trainer), self.prefix, measurement.ranks
+        with ranks.together():  # reads the user's loaders
+            how = facts(measurement) | {"schedule": str(self.schedule)}
+            keys = keys_to_come(measurement, prefix)
+        names = self._options.settings.names
+        self._ledger.metrics = metric_columns(names, measurement.num_classes)
+        check_monitors(trainer, prefix, monitorable(keys, prefix))
+        self._owed = monitors_of(trainer, prefix)
         if not dry:
-            coming |= log_keys(self.prefix, ["test"], self._ledger.metrics)
-            with excused("the W&B charts are not set up"):
-                define_axes(trainer.loggers, f"{self.prefix}/epoch", coming)
-                record_measurement(trainer.loggers, how)
-        self._run_dir = self._given_dir or default_run_dir(trainer, self.prefix)
+            later = log_keys(prefix, ["test"], self._ledger.metrics)
+            tell_loggers(trainer, prefix, keys | later, how)
+        self._run_dir = self._given_dir or default_run_dir(trainer, prefix)
         log = RunLog(self._run_dir, active=trainer.is_global_zero and not dry)
-        with measurement.ranks.together():  # only rank zero finds out that it cannot write
+        with ranks.together():  # only rank zero finds out that it cannot write
             log.start(self._ledger.rows, how, trainer.max_epochs or -1, self._ledger.metrics)
         if log.active:
             mailbox.leave(self._address, self._run_dir, trainer)
@@ -470,24 +468,6 @@ class NeuralCollapse(Base):
                     f"two NeuralCollapse callbacks write to run_dir={str(self._given_dir)!r}: give "
                     "each its own, or leave run_dir out"
                 )
-
-
-def _grows_later(module: pl.LightningModule) -> bool:
-    """Tell whether a module may make layers in hooks of its own that run after our ``setup``."""
-    hooks = (getattr(type(module), name) for name in ("setup", "configure_model"))
-    return any(
-        h.__module__.partition(".")[0] not in ("pytorch_lightning", "lightning") for h in hooks
-    )
-
-
-def _splits(measurement: Measurement, options: Options) -> list[str]:
-    """Return every split of the fit, also those that are set up only when first due."""
-    splits = [*measurement.sources()]
-    if splits == ["train"] and "val" in options.splits and measurement.trainer.enable_validation:
-        splits.append("val")
-    inner = [layer_split(split, layer) for split in splits for layer in measurement.layers]
-    null = [] if options.null_seed is None else [NULL_SPLIT]
-    return [*splits, *inner, *null, *([ONLINE_SPLIT] if options.online else [])]
 
 
 def _log_dict(module: pl.LightningModule, values: dict[str, float]) -> None:

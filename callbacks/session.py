@@ -11,7 +11,6 @@ from typing import Any, Final
 import pytorch_lightning as pl
 
 from ncmonitor._checks import InputError, MeasurementError, said_once
-from ncmonitor.callbacks import loaders
 from ncmonitor.callbacks.batches import default_batch_to_xy
 from ncmonitor.callbacks.console import console_lines
 from ncmonitor.callbacks.ledger import Ledger
@@ -21,9 +20,7 @@ from ncmonitor.callbacks.options import Options
 from ncmonitor.callbacks.rows import Row, layer_split
 from ncmonitor.callbacks.run_log import RunLog
 from ncmonitor.callbacks.sources import Source, test_sources
-from ncmonitor.callbacks.variation import varies
 from ncmonitor.history import NULL_SPLIT, ONLINE_SPLIT
-from ncmonitor.ranks import ALONE
 from ncmonitor.report import CollapseReport
 
 #: So many epochs are named in the summary of what failed.
@@ -233,36 +230,3 @@ def excused(what: str) -> Iterator[None]:
             RuntimeWarning,
             stacklevel=3,
         )
-
-
-def facts(measurement: Measurement) -> dict[str, Any]:
-    """Describe what is measured and how, for the run's record."""
-    options, ranks = measurement.options, measurement.ranks
-    settings = options.settings
-    made = {split: source(None, ALONE) for split, source in measurement.sources().items()}
-    sizes = {split: loaders.size_of(loader) for split, loader in made.items()}
-    random: bool | None = None
-    if ranks.rank == 0:
-        loaders.warn_streams_per_rank(made, ranks.size)
-        random = varies(made["train"])
-    return {
-        "classifier": measurement.name,
-        "num_classes": measurement.num_classes,
-        "feature_dim": measurement.dim,
-        "feature_dtype": measurement.dtype,
-        "layers": list(measurement.layers),
-        "reduce": getattr(options.reduce, "__name__", str(options.reduce)),
-        "convention": settings.convention.name,
-        "metrics": list(settings.extra),
-        "ridge": settings.ridge,
-        "superclasses": None if settings.superclasses is None else list(settings.superclasses),
-        "ignore_index": settings.ignore_index,
-        "null_seed": None if options.null_seed is None else int(options.null_seed),
-        "precision": options.precision,
-        "trainer_precision": str(measurement.trainer.precision),
-        "weights": measurement.held,
-        "online": options.online,
-        "ranks": ranks.size,
-        "data_deterministic": None if random is None else int(not random),
-        "splits": {split: size for split, size in sizes.items() if size is not None},
-    }
