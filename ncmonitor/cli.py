@@ -100,10 +100,12 @@ def _recipes(words: Sequence[str]) -> int:
 
 def _recipe_table() -> str:
     """Lay the recipes out as a table of wrapped cells, 100 columns wide."""
-    widths = {"name": 10, "data": 25, "model": 18, "time": 14, "reaches": 25}
+    recipes = importlib.import_module(_RECIPES).recipes()
+    longest = max(map(len, recipes))
+    widths = {"name": longest, "data": 24, "model": 18, "time": 14, "reaches": 36 - longest}
     lines = ["  ".join(f"{head:<{width}}" for head, width in widths.items())]
     lines.append("  ".join("-" * width for width in widths.values()))
-    for recipe in importlib.import_module(_RECIPES).recipes().values():
+    for recipe in recipes.values():
         cells = [textwrap.wrap(getattr(recipe, head), width) for head, width in widths.items()]
         for i in range(max(map(len, cells))):
             row = [cell[i] if i < len(cell) else "" for cell in cells]

@@ -297,7 +297,10 @@ def test_an_interrupted_run_still_gets_its_report(own: Callable[[str], Path]) ->
 
 
 MISTAKES = {
-    "digts": "unknown recipe 'digts', expected one of: digits, ufm; did you mean 'digits'?",
+    "digts": (
+        "unknown recipe 'digts', expected one of: cifar10_quick, digits, mnist_quick, ufm; "
+        "did you mean 'digits'?"
+    ),
     "own.yaml": "'own.yaml' is no recipe; for a file of your own: ncmonitor fit --config own.yaml",
     "--config nope.yaml": "there is no config file 'nope.yaml'",
     "--config digits": "there is no config file 'digits'; the recipe: ncmonitor fit digits",

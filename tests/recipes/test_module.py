@@ -188,8 +188,8 @@ def test_a_name_becomes_a_network_for_the_data() -> None:
     assert module(torch.zeros(3, 2, 12, 12)).shape == (3, 5)
 
 
-def test_collapse_is_measured_at_a_network_made_for_the_data() -> None:
-    monitor = NeuralCollapse(on_error="raise", verbose=False)
+def test_collapse_is_measured_at_a_network_made_for_the_data(tmp_path: Path) -> None:
+    monitor = NeuralCollapse(on_error="raise", verbose=False, run_dir=tmp_path)
     toys.trainer(monitor, max_epochs=1).fit(ImageClassifier(name="resnet18"), datamodule=Images())
     assert sorted(set(monitor.history["epoch"])) == [0, 1]
     assert monitor.history["nc1"].notna().all()
