@@ -189,7 +189,7 @@ class TerminalPhase(Base):
         path = Path(trainer.strategy.broadcast(str(_free(folder))))  # one name on all ranks
         self.onset_checkpoint = path  # before: it belongs to the state that is saved
         try:
-            trainer.save_checkpoint(path)
+            trainer.save_checkpoint(path, weights_only=False)
         except Exception as error:  # remote and sharded writers raise what they like
             self.onset_checkpoint = None
             trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks wait
