@@ -28,6 +28,7 @@ from ncmonitor.callbacks.batches import (
 from ncmonitor.callbacks.precision import PassPrecision
 from ncmonitor.tap import FeatureTap, Tapped
 
+_LOGGING: Final[tuple[str, ...]] = ("log", "log_dict")
 _SEED: Final = 0  # of the pass's own generators: two readings of one loader give the same data
 
 
@@ -49,15 +50,18 @@ def evaluating(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None
         module.eval()
         trainer.validating = True
         loggers = [m for m in modes if hasattr(m, "log_dict")]  # a forward may log what it sees
+        own = [{k: vars(m)[k] for k in _LOGGING if k in vars(m)} for m in loggers]
         for each in loggers:
-            vars(each)["log"] = vars(each)["log_dict"] = _nothing
+            vars(each).update(dict.fromkeys(_LOGGING, _nothing))
         try:
             yield
         except BaseException as error:  # isolate_rng restores only if nothing passes through it
             failure = error
         finally:
-            for each in loggers:
-                del vars(each)["log"], vars(each)["log_dict"]
+            for each, before in zip(loggers, own, strict=True):
+                for name in _LOGGING:
+                    del vars(each)[name]
+                vars(each).update(before)
             trainer.state.stage = stage
             for each, training in modes.items():
                 each.training = training

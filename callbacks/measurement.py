@@ -241,7 +241,7 @@ class Measurement:
         """Evaluate the chosen weights, the same on every rank, in the chosen precision.
 
         Args:
-            remember: Whether to keep the classifier as :attr:`seen`.
+            remember: Whether to keep the fingerprint of these weights as :attr:`seen`.
         """
         trainer, module = self.trainer, self.module
         ranks = self.ranks
@@ -259,8 +259,9 @@ class Measurement:
 
     def fingerprint(self) -> dict[str, int]:
         """Return sums over the bits of every parameter: the same on each rank and device."""
-        named = self.module.named_parameters()
-        return {k: int(p.detach().contiguous().view(-1).view(torch.uint8).sum()) for k, p in named}
+        made = {k: p for k, p in self.module.named_parameters() if not nn.parameter.is_lazy(p)}
+        bits = {k: p.detach().contiguous().view(-1).view(torch.uint8) for k, p in made.items()}
+        return {k: int(each.sum()) for k, each in bits.items()}
 
     def _tap(self) -> FeatureTap:
         layers = self.layers if self.name else self.options.layers

@@ -346,7 +346,7 @@ class NeuralCollapse(Base):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let go of the trainer and its module: a callback may outlive them."""
-        if stage == "fit" and self._session is not None:
+        if self._session is not None:
             self._session.release()
         for name in _LENT:
             vars(self).pop(name, None)
@@ -405,11 +405,11 @@ class NeuralCollapse(Base):
     def _opened(self, trainer: pl.Trainer, measurement: Measurement) -> Session:
         """Open the run's files and tell the loggers what will come and how it is measured."""
         dry, prefix, ranks = is_dry_run(trainer), self.prefix, measurement.ranks
-        with ranks.together():  # reads the user's loaders
-            how = facts(measurement) | {"schedule": str(self.schedule)}
-            keys = keys_to_come(measurement, prefix)
         names = self._options.settings.names
         self._ledger.metrics = metric_columns(names, measurement.num_classes)
+        with ranks.together():  # reads the user's loaders
+            how = facts(measurement) | {"schedule": str(self.schedule)}
+            keys = keys_to_come(measurement, prefix, self._ledger.metrics)
         check_monitors(trainer, prefix, monitorable(keys, prefix))
         self._owed = monitors_of(trainer, prefix)
         if not dry:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 
 from ncmonitor.callbacks import loaders
 from ncmonitor.callbacks.measurement import Measurement
-from ncmonitor.callbacks.rows import layer_split, log_keys, metric_columns
+from ncmonitor.callbacks.rows import layer_split, log_keys
 from ncmonitor.callbacks.session import excused
 from ncmonitor.callbacks.variation import varies
 from ncmonitor.callbacks.wandb_axes import define_axes, record_measurement
@@ -26,7 +26,7 @@ def grows_later(module: pl.LightningModule) -> bool:
     )
 
 
-def keys_to_come(measurement: Measurement, prefix: str) -> dict[str, str]:
+def keys_to_come(measurement: Measurement, prefix: str, metrics: Sequence[str]) -> dict[str, str]:
     """Return every key that the fit may log, with its quantity; also of splits set up later."""
     options = measurement.options
     splits = [*measurement.sources()]
@@ -35,7 +35,7 @@ def keys_to_come(measurement: Measurement, prefix: str) -> dict[str, str]:
     splits += [layer_split(split, layer) for split in splits for layer in measurement.layers]
     splits += [] if options.null_seed is None else [NULL_SPLIT]
     splits += [ONLINE_SPLIT] if options.online else []
-    return log_keys(prefix, splits, _metrics(measurement))
+    return log_keys(prefix, splits, metrics)
 
 
 def monitorable(keys: Mapping[str, str], prefix: str) -> set[str]:
@@ -51,10 +51,6 @@ def tell_loggers(
     with excused("the W&B charts are not set up"):
         define_axes(trainer.loggers, f"{prefix}/epoch", keys)
         record_measurement(trainer.loggers, how)
-
-
-def _metrics(measurement: Measurement) -> tuple[str, ...]:
-    return metric_columns(measurement.options.settings.names, measurement.num_classes)
 
 
 def facts(measurement: Measurement) -> dict[str, Any]:

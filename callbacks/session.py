@@ -68,8 +68,9 @@ class Session:
         if self.options.null_seed is not None:
             rows.append(self._row(epoch, NULL_SPLIT, self._null(epoch)))
         rows = self._keep(rows)
-        for line in console_lines(rows[0], position) if say is not None else ():
-            say(line)  # type: ignore[misc]
+        if say is not None:
+            for line in console_lines(rows[0], position):
+                say(line)
         return rows
 
     def measure_online(self, epoch: int) -> list[Row]:
@@ -158,9 +159,8 @@ class Session:
     def _rows(self, split: str, source: Source | None, epoch: int) -> list[Row]:
         started = time.perf_counter()
         reports = self._reports(split, source, epoch)
-        if (
-            split == "train"
-        ):  # also if it failed: nothing is measured against means of older weights
+        # Also if it failed: nothing is measured against means of older weights.
+        if split == "train":
             self.trained, self._weights = reports, self.measurement.seen
         seconds = time.perf_counter() - started
         own = self._row(epoch, split, reports.get(""), seconds)
@@ -221,7 +221,7 @@ class Session:
 
 @contextlib.contextmanager
 def excused(what: str) -> Iterator[None]:
-    """Turn what somebody else's logger raises into a warning: the numbers are kept elsewhere."""
+    """Turn what loggers and listeners raise into a warning: the numbers are kept elsewhere."""
     try:
         yield
     except Exception as error:

@@ -18,7 +18,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import CSVLogger
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from ncmonitor import InputError, history
@@ -269,6 +269,29 @@ def test_what_a_forward_logs_is_what_training_logs() -> None:
         return float(fit.callback_metrics["sparsity_epoch"])
 
     assert logged(monitor(splits=("train",))) == logged()
+
+
+def test_a_log_function_of_the_modules_own_is_put_back() -> None:
+    module, seen = TrainOnly(), []
+    own: Any = lambda name, *_, **__: seen.append(name)  # noqa: E731
+    vars(module)["log"] = own
+    trainer(monitor(splits=("train",)), max_epochs=1).fit(module, train_loader())
+    assert vars(module)["log"] is own
+    assert "log_dict" not in vars(module)
+
+
+def test_a_lazy_layer_that_never_runs_is_no_obstacle() -> None:
+    class Spare(TrainOnly):
+        def __init__(self) -> None:
+            super().__init__()
+            self.spare = nn.LazyLinear(3)
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD([*self.body.parameters(), *self.head.parameters()], 0.05)
+
+    watch = monitor(splits=("train",))
+    trainer(watch, max_epochs=1).fit(Spare(), train_loader())
+    assert watch.history["nc1"].notna().all()
 
 
 def test_a_listener_that_fails_costs_a_warning() -> None:
