@@ -12,7 +12,7 @@ from torch import Tensor
 from ncmonitor._checks import InputError
 from ncmonitor.bank import Entry
 from ncmonitor.looks import FirstLook
-from ncmonitor.ranks import ALONE, Alone
+from ncmonitor.ranks import Alone
 
 if TYPE_CHECKING:
     from ncmonitor.report import CollapseReport
@@ -21,11 +21,7 @@ Source = Callable[[], Iterable[Entry]]
 
 
 def relabelled(
-    look: FirstLook,
-    source: Source,
-    labels: Sequence[Tensor],
-    seed: int,
-    ranks: Alone = ALONE,
+    look: FirstLook, source: Source, labels: Sequence[Tensor], shuffled: Tensor
 ) -> tuple[FirstLook, Iterator[Entry]]:
     """Take a first look at a stream with shuffled labels, and prepare the second.
 
@@ -35,13 +31,11 @@ def relabelled(
         look: A fresh one.
         source: Returns the entries of the stream, from the start.
         labels: Of all entries, in order.
-        seed: Of the permutation; no global generator is touched.
-        ranks: Those whose labels are shuffled together.
+        shuffled: The labels instead, from :func:`permuted`.
 
     Returns:
         The look, and the entries for the second.
     """
-    shuffled = _permuted(labels, look.moments.num_classes, seed, ranks)
     parts = torch.split(shuffled, [len(part) for part in labels])
 
     def entries() -> Iterator[Entry]:
@@ -58,8 +52,18 @@ def relabelled(
     return look, entries()
 
 
-def _permuted(labels: Sequence[Tensor], num_classes: int, seed: int, ranks: Alone) -> Tensor:
-    """Return this rank's share of all ranks' labels in another order."""
+def permuted(labels: Sequence[Tensor], num_classes: int, seed: int, ranks: Alone) -> Tensor:
+    """Return this rank's share of all ranks' labels in another order; a collective.
+
+    Args:
+        labels: Of all entries on this rank, in order; others than classes keep their places.
+        num_classes: K.
+        seed: Of the permutation; no global generator is touched.
+        ranks: Those whose labels are shuffled together.
+
+    Returns:
+        ``(N,)`` int64 for the N samples of this rank.
+    """
     own = torch.cat([torch.empty(0, dtype=torch.int64), *(part.cpu() for part in labels)])
     shares = ranks.gather(own)
     every = torch.cat(shares)

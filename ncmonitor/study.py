@@ -17,7 +17,7 @@ from ncmonitor.moments import ClassMoments
 from ncmonitor.ranks import ALONE, Alone
 from ncmonitor.report import CollapseReport
 from ncmonitor.settings import Settings
-from ncmonitor.shuffle import only_for, relabelled
+from ncmonitor.shuffle import only_for, permuted, relabelled
 
 Batch = Sequence[Any]
 
@@ -136,13 +136,15 @@ def _null(
         for [entry] in _again([study], batches):
             yield entry
 
+    labels = study.bank.labels
     try:
+        shuffled = permuted(labels, study.num_classes, seed, ranks)
         with ranks.together():
-            look, shuffled = relabelled(study.look(), entries, study.bank.labels, seed, ranks)
+            look, again = relabelled(study.look(), entries, labels, shuffled)
         look = look.over(ranks)
         with ranks.together():
             evaluation = study.evaluate(look)
-            for entry in shuffled:
+            for entry in again:
                 evaluation.second.update(*entry)
         evaluation.second.meet(ranks)
         return evaluation.report()
