@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ncmonitor.provenance import describe_environment
+from ncmonitor.provenance import describe_environment, processor
 
 
 class OthersClock:
@@ -48,20 +48,11 @@ def machine() -> list[str]:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
     return [
-        f"{_processor()}, {usable} cores, {torch.get_num_threads()} torch threads{load}",
+        f"{processor()}, {usable} cores, {torch.get_num_threads()} torch threads{load}",
         f"{facts['machine']['system']}, Python {platform.python_version()}, "
         f"torch {torch.__version__} ({_blas()}), ncmonitor {facts['ncmonitor']}",
         f"{facts['created'][:10]}, commit {commit}",
     ]
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _blas() -> str:

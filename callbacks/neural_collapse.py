@@ -42,6 +42,7 @@ from ncmonitor.callbacks.schedule import Schedule, scheduled_epochs, warn_unreac
 from ncmonitor.callbacks.session import Session, excused
 from ncmonitor.callbacks.sources import is_dry_run
 from ncmonitor.callbacks.strategies import check_strategy
+from ncmonitor.callbacks.wandb_runs import WandbRuns
 from ncmonitor.history import history_frame, read_history
 from ncmonitor.report import CollapseReport
 from ncmonitor.settings import Settings
@@ -112,6 +113,7 @@ class NeuralCollapse(Base):
     Attributes:
         after_measurement: Functions of ``(trainer, pl_module, epoch)``, called once an epoch is
             in :attr:`history`.
+        recipe: What the run is called in its record, for grouping; ``None``: nothing.
 
     Raises:
         InputError: Before the first training step, if the model or data cannot be measured.
@@ -182,6 +184,8 @@ class NeuralCollapse(Base):
         self._address, self._home = mailbox.new_address(), os.getpid()
         self._ledger = Ledger(tpt_accuracy)
         self._session: Session | None = None
+        self.recipe: str | None = None
+        self._wandb, self._wandb_ids = WandbRuns(), list[str]()
         self._owed: list[str] = []  # keys that other callbacks monitor and that have no value yet
         self._continues = False  # whether a checkpoint has brought our state
         self._trainer: Callable[[], object] = weakref.ref(self)  # the last one; not yet any
@@ -271,6 +275,10 @@ class NeuralCollapse(Base):
         if "val" in self._options.splits and not trainer.enable_validation:
             warnings.warn("no validation data: only the training set is measured", stacklevel=2)
         self._session = self._opened(trainer, measurement)
+        before = self._wandb_ids if again or self._continues else []
+        for line in self._wandb.resume(before, self._ledger.rows):
+            print(f"NeuralCollapse: {line}")
+        self._wandb_ids = self._wandb.ids or before
         if self._options.online:
             self._session.listen()
         known = self._ledger.epochs
@@ -328,11 +336,13 @@ class NeuralCollapse(Base):
             self._measure_outside(trainer, pl_module, trainer.current_epoch)
         self._ledger.end()
         self._session.finish()
+        self._wandb.finish(self._ledger.rows)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Take the hooks off a module whose training step has failed."""
+        """Take the hooks off a module whose training step has failed; what there is goes to W&B."""
+        self._wandb.finish(self._ledger.rows)
         if self._session is not None and self._session.online is not None:
             self._session.online.stop()
 
@@ -348,13 +358,14 @@ class NeuralCollapse(Base):
         """Let go of the trainer and its module: a callback may outlive them."""
         if self._session is not None:
             self._session.release()
+        self._wandb = WandbRuns()
         for name in _LENT:
             vars(self).pop(name, None)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a fit under way: it is not for another process."""
         kept = {name: value for name, value in vars(self).items() if name not in _LENT}
-        return kept | {"_session": None, "_trainer": None}
+        return kept | {"_session": None, "_trainer": None, "_wandb": WandbRuns()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Start without a fit."""
@@ -380,12 +391,13 @@ class NeuralCollapse(Base):
         """Return history and clocks as plain values, which load with ``weights_only=True``."""
         settings = self._options.settings
         how = {"convention": settings.convention.name, "ridge": settings.ridge}
-        return self._ledger.state_dict() | {"how": how}
+        return self._ledger.state_dict() | {"how": how, "wandb": list(self._wandb_ids)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue history and clocks where a checkpoint left them."""
         self._continues = True
         self._ledger.load_state_dict(state_dict)
+        self._wandb_ids = list(state_dict.get("wandb", ()))
         before = state_dict.get("how", {}).get("convention")
         now = self._options.settings.convention.name
         if before not in (None, now):
@@ -408,13 +420,15 @@ class NeuralCollapse(Base):
         names = self._options.settings.names
         self._ledger.metrics = metric_columns(names, measurement.num_classes)
         with ranks.together():  # reads the user's loaders
-            how = facts(measurement) | {"schedule": str(self.schedule)}
+            how = facts(measurement) | {
+                "schedule": str(self.schedule), "prefix": prefix, "recipe": self.recipe
+            }  # fmt: skip
             keys = keys_to_come(measurement, prefix, self._ledger.metrics)
         check_monitors(trainer, prefix, monitorable(keys, prefix))
         self._owed = monitors_of(trainer, prefix)
         if not dry:
             later = log_keys(prefix, ["test"], self._ledger.metrics)
-            tell_loggers(trainer, prefix, keys | later, how)
+            self._wandb = tell_loggers(trainer, prefix, keys | later, how)
         self._run_dir = self._given_dir or default_run_dir(trainer, prefix)
         log = RunLog(self._run_dir, active=trainer.is_global_zero and not dry)
         with ranks.together():  # only rank zero finds out that it cannot write
@@ -442,6 +456,8 @@ class NeuralCollapse(Base):
         self._tell(trainer, module, epoch)
 
     def _tell(self, trainer: pl.Trainer, module: pl.LightningModule, epoch: int) -> None:
+        with excused("the onset is missing from W&B"):
+            self._wandb.measured(self._ledger.rows)
         for listener in self.after_measurement:
             if self._options.on_error == "raise":
                 listener(trainer, module, epoch)

@@ -11,9 +11,9 @@ import pytorch_lightning as pl
 from ncmonitor.callbacks import loaders
 from ncmonitor.callbacks.measurement import Measurement
 from ncmonitor.callbacks.rows import layer_split, log_keys
-from ncmonitor.callbacks.session import excused
+from ncmonitor.callbacks.tensorboard_layout import lay_out
 from ncmonitor.callbacks.variation import varies
-from ncmonitor.callbacks.wandb_axes import define_axes, record_measurement
+from ncmonitor.callbacks.wandb_runs import WandbRuns
 from ncmonitor.history import NULL_SPLIT, ONLINE_SPLIT
 from ncmonitor.ranks import ALONE
 
@@ -46,11 +46,16 @@ def monitorable(keys: Mapping[str, str], prefix: str) -> set[str]:
 
 def tell_loggers(
     trainer: pl.Trainer, prefix: str, keys: Mapping[str, str], how: Mapping[str, Any]
-) -> None:
-    """Set up W&B's charts and record how the run is measured."""
-    with excused("the W&B charts are not set up"):
-        define_axes(trainer.loggers, f"{prefix}/epoch", keys)
-        record_measurement(trainer.loggers, how)
+) -> WandbRuns:
+    """Set up the charts of those that have some and record how the run is measured.
+
+    Returns:
+        The trainer's W&B runs, to be told of what is found.
+    """
+    runs = WandbRuns(trainer.loggers, prefix, active=trainer.is_global_zero)
+    runs.start(keys, how)
+    lay_out(trainer, keys)
+    return runs
 
 
 def facts(measurement: Measurement) -> dict[str, Any]:

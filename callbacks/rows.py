@@ -7,10 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ncmonitor.catalogue import CATALOGUE, FIT_NAMES, METRIC_NAMES, PHASE_NAMES, quantity_of
 from ncmonitor.history import LAYER_MARK, NULL_SPLIT, ONLINE_SPLIT
+from ncmonitor.keys import log_key, log_values
 from ncmonitor.metrics import SHAPE
 from ncmonitor.report import PER_CLASS_KEYS, CollapseReport
 
 Row = dict[str, "float | int | str"]
+
+__all__ = [
+    "Row", "history_row", "layer_split", "log_key", "log_keys", "log_values", "metric_columns",
+    "names_of",
+]  # fmt: skip
 
 
 def metric_columns(names: Sequence[str], num_classes: int) -> tuple[str, ...]:
@@ -87,13 +93,6 @@ def history_row(
     return row | {"seconds": seconds}
 
 
-def log_key(prefix: str, split: str, name: str) -> str:
-    """Return the log key of a quantity."""
-    if split == ONLINE_SPLIT:
-        return f"{prefix}/train/{name}_online"
-    return f"{prefix}/{'tpt' if name in PHASE_NAMES else split}/{name}"
-
-
 def log_keys(prefix: str, splits: Iterable[str], metrics: Sequence[str]) -> dict[str, str]:
     """Return every key that may be logged, with the name of its quantity.
 
@@ -105,18 +104,3 @@ def log_keys(prefix: str, splits: Iterable[str], metrics: Sequence[str]) -> dict
     return {
         log_key(prefix, split, name): name for split in splits for name in names_of(split, metrics)
     }
-
-
-def log_values(rows: Iterable[Row], prefix: str) -> dict[str, float]:
-    """Return what to log for one epoch: every defined number, and the epoch itself.
-
-    ``nan`` is left out: early stopping would end the run on it.
-    """
-    values: dict[str, float] = {}
-    for row in rows:
-        split = str(row["split"])
-        values[f"{prefix}/epoch"] = float(row["epoch"])
-        for name, value in row.items():
-            if quantity_of(name) is not None and not math.isnan(float(value)):
-                values[log_key(prefix, split, name)] = float(value)
-    return values

@@ -9,13 +9,24 @@ import warnings
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytorch_lightning as pl
 
 from ncmonitor._checks import InputError
-from ncmonitor.history import COLUMNS, Row, append_history, columns_of, keep_previous, start_history
-from ncmonitor.provenance import describe_environment, write_run
+from ncmonitor.history import (
+    COLUMNS,
+    HISTORY_FILE,
+    Row,
+    append_history,
+    columns_of,
+    keep_previous,
+    start_history,
+)
+from ncmonitor.provenance import describe_environment, read_run, write_run
+
+#: What the first measurement of the training set finds out.
+FOUND: Final = ("class_sizes", "floors", "floors_from")
 
 
 def default_run_dir(trainer: pl.Trainer, prefix: str = "nc") -> Path:
@@ -85,14 +96,28 @@ class RunLog:
             "max_epochs": max_epochs,
             "measurement": dict(measurement),
         }
+        self._facts |= _earlier(self.run_dir, self._facts) if rows else {}
         try:
             keep_previous(self.run_dir, rows)
+            self._facts["measurement"] |= _found_before(self.run_dir)
             start_history(self.run_dir, rows, self._columns)
             write_run(self.run_dir, self._facts)
         except OSError as error:
             raise InputError(
                 f"the run's folder cannot be written: {error}; pass run_dir= another one"
             ) from error
+
+    def note(self, found: Mapping[str, Any]) -> None:
+        """Record what the first measurement has found out about how it measures.
+
+        Args:
+            found: What is named in :data:`FOUND`.
+        """
+        if not self.active:
+            return
+        self._facts["measurement"] |= found
+        with contextlib.suppress(OSError):  # said by append; the end of the fit tries again
+            write_run(self.run_dir, self._facts)
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add one epoch's rows; a disk that fails costs a warning, and the next epoch catches up.
@@ -122,11 +147,34 @@ class RunLog:
         if not self.active:
             return
         self._facts["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
-        self._facts["timing"] = {
+        before = self._facts.get("timing") or {}
+        taken = {
             "fit_seconds": time.perf_counter() - self._started,
             "monitor_seconds": monitor_seconds,
         }
+        self._facts["timing"] = {k: v + before.get(k, 0.0) for k, v in taken.items()}
         if self._behind:
             self.append(())
         with contextlib.suppress(OSError):  # said by append; what is lost is when the run ended
             write_run(self.run_dir, self._facts)
+
+
+def _earlier(run_dir: Path, now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what stays of a run's record when it is resumed: how it began, and its time so far.
+
+    A part that was killed has left no time.
+    """
+    before = read_run(run_dir)
+    if not before.get("created"):
+        return {}
+    resumed = {key: now[key] for key in ("created", "command", "commit")}
+    kept: dict[str, Any] = {k: before[k] for k in ("created", "command", "timing") if k in before}
+    return {**kept, "resumed": [*before.get("resumed", []), resumed]}
+
+
+def _found_before(run_dir: Path) -> dict[str, Any]:
+    """Return what the run had found out before it was resumed, until it is found anew."""
+    if not (run_dir / HISTORY_FILE).exists():
+        return {}  # a new run: the history of another one has been set aside
+    before = read_run(run_dir).get("measurement")
+    return {k: before[k] for k in FOUND if k in before} if isinstance(before, dict) else {}

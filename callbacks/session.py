@@ -19,7 +19,8 @@ from ncmonitor.callbacks.online import Online, check_online
 from ncmonitor.callbacks.options import Options
 from ncmonitor.callbacks.rows import Row, layer_split
 from ncmonitor.callbacks.run_log import RunLog
-from ncmonitor.callbacks.sources import Source, test_sources
+from ncmonitor.callbacks.sources import Source, is_dry_run, test_sources
+from ncmonitor.floors import class_facts
 from ncmonitor.history import NULL_SPLIT, ONLINE_SPLIT
 from ncmonitor.report import CollapseReport
 
@@ -48,6 +49,7 @@ class Session:
         self._weights: dict[str, int] = {}
         self._failures: dict[tuple[str, str], list[int]] = {}
         self._said: set[str] = set()
+        self._noted = False
 
     @property
     def options(self) -> Options:
@@ -162,10 +164,18 @@ class Session:
         # Also if it failed: nothing is measured against means of older weights.
         if split == "train":
             self.trained, self._weights = reports, self.measurement.seen
+            self._note_classes()
         seconds = time.perf_counter() - started
         own = self._row(epoch, split, reports.get(""), seconds)
         layers = self.measurement.layers
         return [own, *(self._row(epoch, layer_split(split, n), reports.get(n)) for n in layers)]
+
+    def _note_classes(self) -> None:
+        """Record the class sizes and what they leave of collapse, once they are known."""
+        if self.trained and self.log.active and not self._noted:
+            self._noted = True
+            with excused("class sizes and floors are not recorded"):
+                self.log.note(class_facts(self.trained[""], self.options.settings))
 
     def _reports(self, split: str, source: Source | None, epoch: int) -> Reports:
         """Return the reports of a split; none, with a warning, if they cannot be had."""
@@ -176,7 +186,8 @@ class Session:
         try:
             with said_once(self._said):
                 reports = self.measurement.measure(source, references, self.ledger.overhead.share)
-            if train and reports[""].n_classes_present < 2:
+            dry = is_dry_run(self.measurement.trainer)  # a first batch may well hold one class
+            if train and not dry and reports[""].n_classes_present < 2:
                 raise InputError("the training set holds one class; neural collapse needs two")
             return reports
         except Exception as error:

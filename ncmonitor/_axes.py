@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 import seaborn as sns
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
 from matplotlib.ticker import (
     FixedLocator,
     FuncFormatter,
@@ -19,6 +22,8 @@ from matplotlib.ticker import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colorbar import Colorbar
     from numpy.typing import NDArray
 
     Values = NDArray[np.float64]
@@ -28,6 +33,8 @@ MUTED: Final = "#59636e"
 GRID: Final = "#e4e8ec"
 SHADE: Final = "#efebf8"
 ACCENT: Final = "#6a4fa3"
+#: What was not measured, in a picture made of colours.
+ABSENT: Final = "#c9cfd6"
 #: Blue, vermilion, green, pink, orange, sky: seaborn's colour-blind palette, most distinct first.
 SERIES: Final[tuple[str, ...]] = tuple(
     sns.color_palette("colorblind").as_hex()[i] for i in (0, 3, 2, 4, 1, 9)
@@ -65,6 +72,51 @@ def own_style() -> AbstractContextManager[None]:
     return mpl.rc_context(settings)
 
 
+def fresh_axes(width: float, height: float, **options: Any) -> Any:
+    """Return the axes of a new figure, in our style and without pyplot.
+
+    Args:
+        width: In inches.
+        height: In inches.
+        options: For ``add_subplot``, such as ``projection="3d"``.
+    """
+    with own_style():
+        ax = Figure(figsize=(width, height), layout="constrained").add_subplot(**options)
+        ax.tick_params(labelsize=8.0)  # ticks are made when drawn, under the caller's settings
+    return ax
+
+
+def colour_scale(
+    ax: Axes | Sequence[Axes], colours: ScalarMappable, label: str = "", **options: Any
+) -> Colorbar:
+    """Put the scale of some colours beside the axes they are in.
+
+    Args:
+        ax: One or several axes of a figure.
+        colours: What was drawn.
+        label: What they stand for.
+        options: For ``Figure.colorbar``.
+    """
+    one = ax[0] if isinstance(ax, Sequence) else ax
+    bar = one.figure.colorbar(colours, ax=ax, **({"pad": 0.02, "aspect": 18} | options))
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8.0, width=0.7, length=3.0, color=MUTED, labelcolor=INK)
+    bar.ax.tick_params(which="minor", length=1.5, width=0.5, color=MUTED)
+    bar.set_label(label, fontsize=8.5, color=INK)
+    if isinstance(colours.norm, LogNorm):
+        log_axis(bar.ax, "y", np.array([colours.norm.vmin, colours.norm.vmax]))
+    return bar
+
+
+def say_empty(ax: Axes, why: str) -> None:
+    """Say in empty axes why nothing is drawn."""
+    # text() of 3D axes would need a third coordinate.
+    write = ax.text2D if hasattr(ax, "text2D") else ax.text
+    write(0.5, 0.5, why, transform=ax.transAxes, ha="center", va="center", color=MUTED)
+    ax.set_xticks([])
+    ax.set_yticks([])
+
+
 def draw_series(ax: Axes, series: list[Series], scale: str) -> None:
     """Draw lines with gaps at ``nan``, on a scale that has room for the zeros among them.
 
@@ -85,7 +137,8 @@ def draw_series(ax: Axes, series: list[Series], scale: str) -> None:
         if zero.any():
             _mark_zeros(ax, line.epochs[zero], line.look)
     if scale == "log":
-        _log_scale(ax, np.concatenate([s.values for s in series]))
+        log_axis(ax, "y", np.concatenate([s.values for s in series]))
+        ax.margins(y=0.14)  # room above for a label, below for the zeros
     elif scale == "share":
         _share_scale(ax, np.concatenate([s.values for s in series]))
 
@@ -124,20 +177,26 @@ def _mark_zeros(ax: Axes, epochs: Values, look: dict[str, Any]) -> None:
     )
 
 
-def _log_scale(ax: Axes, values: Values) -> None:
-    """Logarithmic, with numbers a reader can say aloud wherever the values lie."""
+def log_axis(ax: Axes, which: str, values: Values) -> None:
+    """Make one axis logarithmic, with numbers a reader can say aloud wherever the values lie.
+
+    Args:
+        ax: Whose.
+        which: ``"x"`` or ``"y"``.
+        values: Some of them above rounding.
+    """
     positive = values[values > ROUNDING]
     low, high = float(positive.min()), float(positive.max())
-    ax.set_yscale("log")
-    ax.margins(y=0.14)  # room above for a label, below for the zeros
+    ax.set(**{f"{which}scale": "log"})
+    axis = ax.xaxis if which == "x" else ax.yaxis
     if high < 2 * low:
-        ax.yaxis.set_major_locator(MaxNLocator(nbins=4))
-        ax.yaxis.set_minor_locator(NullLocator())
+        axis.set_major_locator(MaxNLocator(nbins=4))
+        axis.set_minor_locator(NullLocator())
     elif high < 30 * low:
         steps = (1, 2, 3, 5) if high < 8 * low else (1, 2, 5)
-        ax.yaxis.set_major_locator(LogLocator(subs=steps, numticks=12))
-    ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.yaxis.set_major_formatter(_numbers(low))
+        axis.set_major_locator(LogLocator(subs=steps, numticks=12))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(_numbers(low))
 
 
 def _numbers(low: float) -> FuncFormatter:

@@ -10,7 +10,6 @@ import argparse
 import importlib
 import os
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -20,6 +19,7 @@ from ncmonitor._checks import InputError, nearest
 
 _RECIPES: Final = "ncmonitor.recipes.bundled"
 _FIT: Final = "ncmonitor.recipes.fit"
+_WANDB: Final = "ncmonitor._cli_wandb"
 _FIT_USAGE: Final = """\
 usage: ncmonitor fit NAME [--any.option VALUE ...]
        ncmonitor fit --config FILE [--any.option VALUE ...]
@@ -28,6 +28,8 @@ usage: ncmonitor fit NAME [--any.option VALUE ...]
   --model.lr 0.1             of the model; --data.batch_size 64 of the data
   --nc.schedule log          of the NeuralCollapse callback
   --seed_everything 1        the seed
+  --seeds 3                  three runs, one after another, and a page that compares them
+  --resume                   continue the latest run that was interrupted
 
 ncmonitor fit --help lists every option.
 """
@@ -90,28 +92,18 @@ def _top_level(words: Sequence[str]) -> int:
 
 def _recipes(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="ncmonitor recipes", description="List the bundled recipes."
+        prog="ncmonitor recipes", description="List the bundled recipes, or tell all about one."
     )
-    parser.parse_args(words)
-    print(_recipe_table())
-    print("\nRun one: ncmonitor fit NAME [--any.option VALUE ...]")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a recipe")
+    name = parser.parse_args(words).name
+    bundled = importlib.import_module(_RECIPES)
+    if name is not None:
+        print(bundled.describe(name))
+        return 0
+    print(bundled.table())
+    print("\nAll about one: ncmonitor recipes NAME")
+    print("Run it:        ncmonitor fit NAME [--any.option VALUE ...]")
     return 0
-
-
-def _recipe_table() -> str:
-    """Lay the recipes out as a table of wrapped cells, 100 columns wide."""
-    recipes = importlib.import_module(_RECIPES).recipes()
-    longest = max(map(len, recipes))
-    widths = {"name": longest, "data": 24, "model": 18, "time": 14, "reaches": 36 - longest}
-    lines = ["  ".join(f"{head:<{width}}" for head, width in widths.items())]
-    lines.append("  ".join("-" * width for width in widths.values()))
-    for recipe in recipes.values():
-        cells = [textwrap.wrap(getattr(recipe, head), width) for head, width in widths.items()]
-        for i in range(max(map(len, cells))):
-            row = [cell[i] if i < len(cell) else "" for cell in cells]
-            lines.append("  ".join(map(str.ljust, row, widths.values())))
-        lines.append("")
-    return "\n".join(line.rstrip() for line in lines).rstrip()
 
 
 def _metrics(words: Sequence[str]) -> int:
@@ -131,7 +123,7 @@ def _fit(words: Sequence[str]) -> int:
         print(_FIT_USAGE, file=sys.stderr)
         print("recipes:", file=sys.stderr)
         for recipe in importlib.import_module(_RECIPES).recipes().values():
-            print(f"  {recipe.name:<10} {recipe.title}", file=sys.stderr)
+            print(f"  {recipe.name:<13}  {recipe.title}", file=sys.stderr)
         return 2
     status: int = importlib.import_module(_FIT).main(words)
     return status
@@ -141,21 +133,49 @@ def _report(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="ncmonitor report",
         description="Write report.html and figures/ from what a run left on disk: "
-        "finished, running or killed.",
+        "finished, running or killed. Several runs are set side by side on one page, with their "
+        "numbers as CSV next to it; runs that differ by the seed alone as mean and sd.",
     )
-    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="folder with history.csv")
-    folder = parser.parse_args(words).run_dir
+    parser.add_argument(
+        "run_dirs",
+        metavar="RUN_DIR",
+        nargs="+",
+        type=Path,
+        help="folder with history.csv, or a folder that holds such folders",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE_OR_FOLDER",
+        help="where a comparison goes (default: ./comparison.html; of one folder that holds runs: "
+        "report.html in it)",
+    )
+    chosen = parser.parse_args(words)
     try:
-        report = importlib.import_module("ncmonitor.html").write_report(folder)
+        report = importlib.import_module("ncmonitor.compare").report(chosen.run_dirs, chosen.out)
     except OSError as error:  # a folder that cannot be written, a file in the way
         raise InputError(f"the report cannot be written: {error}") from error
     print(f"{report}   (open it in any browser)")
     return 0
 
 
+def _sync(words: Sequence[str]) -> int:
+    status: int = importlib.import_module(_WANDB).sync(words)
+    return status
+
+
+def _dashboard(words: Sequence[str]) -> int:
+    status: int = importlib.import_module(_WANDB).dashboard(words)
+    return status
+
+
 _COMMANDS: Final = {
-    "recipes": _Command("", "list the bundled experiments", _recipes),
+    "recipes": _Command("[NAME]", "list the bundled experiments, or tell all about one", _recipes),
     "fit": _Command("NAME [--any.option VALUE]", "train one, measured every epoch", _fit),
     "metrics": _Command("[NAME]", "list the quantities, or explain one", _metrics),
-    "report": _Command("RUN_DIR", "write report.html for a run", _report),
+    "report": _Command("RUN_DIR [RUN_DIR ...]", "write report.html, or compare runs", _report),
+    "sync": _Command("RUN_DIR", "replay a run into W&B, or add what is new", _sync),
+    "dashboard": _Command(
+        "push|export", "build the W&B workspace, or write it as JSON", _dashboard
+    ),
 }

@@ -21,8 +21,10 @@ from markupsafe import Markup, escape
 from ncmonitor import __version__
 from ncmonitor import _verdict as verdict
 from ncmonitor._axes import ACCENT, INK, MUTED, SERIES, SHADE
+from ncmonitor._expect import read_expectation
 from ncmonitor._table import other_split, split_names, split_rows, tpt_start
 from ncmonitor.catalogue import CATALOGUE, FIT, METRICS, PHASE, Quantity
+from ncmonitor.expected import cause_of, findings, floors_of
 from ncmonitor.history import NULL_SPLIT, read_history
 from ncmonitor.plots import PANELS, overview, panel, panel_labels
 from ncmonitor.provenance import read_run
@@ -102,13 +104,20 @@ def _render(folder: Path, history: pd.DataFrame, run: dict[str, Any]) -> str:
     )
     env.filters |= {"number": verdict.number, "formula": _formula}
     start = tpt_start(history)
+    expectation, doubts = read_expectation(folder)
+    found = [] if expectation is None else findings(history, run, expectation)
     return env.get_template("report.html.j2").render(
         name=folder.resolve().name,
         date=_moment(run.get("created")),
         version=__version__,
         headline=verdict.headline(history),
-        cautions=verdict.cautions(history, run),
+        cautions=[*verdict.cautions(history, run), *doubts],
         standings=verdict.standings(history),
+        left={name: floor for name, floor in floors_of(run).items() if floor > 0},
+        cause=cause_of(run),
+        expectation=expectation,
+        findings=found,
+        nulls=any(each.null == each.null for each in found),
         splits=split_names(history),
         start=start,
         series=SERIES,

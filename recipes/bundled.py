@@ -4,22 +4,43 @@ Torch-free: ``ncmonitor recipes`` answers at once. The comment is the only place
 
     # One sentence.
     #
-    # data:    what it trains on, and how much is downloaded
-    # model:   the network
-    # time:    how long, on what
-    # reaches: final metrics, measured, over how many seeds
+    # data:     what it trains on; more about it
+    # download: how much
+    # model:    the network; others of the experiment as --model.name a|b|c
+    # time:     of an epoch (on what); of a run, on which hardware
+    # reaches:  final metrics, measured; when, over how many seeds
+    # paper:    whose experiment it is and what they found
+    # differs:  what is not as they did it
+
+The table of all recipes shows a text up to its first semicolon. The last two are optional.
 """
 
 from __future__ import annotations
 
+import re
+import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import yaml
+
 from ncmonitor._checks import InputError, nearest
 
 CONFIGS: Final = Path(__file__).with_name("configs")
-FIELDS: Final = ("data", "model", "time", "reaches")
+SWEEPS: Final = Path(__file__).with_name("sweeps")
+FIELDS: Final = ("data", "download", "model", "time", "reaches")
+NOTES: Final = ("paper", "differs")
+
+_WIDTH: Final = 100
+_COLUMNS: Final = {
+    "name": ("name", 13),
+    "data": ("data", 27),
+    "download": ("download", 8),
+    "model": ("network", 22),
+    "time": ("an epoch takes", 22),
+}
 
 
 @dataclass(frozen=True)
@@ -30,9 +51,29 @@ class Recipe:
     path: Path
     title: str
     data: str
+    download: str
     model: str
     time: str
     reaches: str
+    paper: str = ""
+    differs: str = ""
+
+    def short(self, field: str) -> str:
+        """Return a text up to its first semicolon, as the table shows it."""
+        text: str = getattr(self, field)
+        return text.partition(";")[0]
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The values of ``--model.name`` that the experiment is made of; empty for a single one."""
+        found = re.search(r"--model\.name (\w+(?:\|\w+)+)", self.model)
+        return tuple(found[1].split("|")) if found else ()
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it is made for a CPU."""
+        config = yaml.safe_load(self.path.read_text(encoding="utf-8"))
+        return bool(config["trainer"]["accelerator"] == "cpu")
 
 
 def recipes() -> dict[str, Recipe]:
@@ -49,7 +90,7 @@ def read_recipe(path: Path) -> Recipe:
             break
         text = line.lstrip("#").strip()
         head, colon, rest = text.partition(":")
-        if colon and head in FIELDS:
+        if colon and head in (*FIELDS, *NOTES):
             field, text = head, rest.strip()
         claim.setdefault(field, []).append(text)
     texts = {name: " ".join(filter(None, lines)) for name, lines in claim.items()}
@@ -74,4 +115,63 @@ def find_recipe(name: str) -> Recipe:
         )
     raise InputError(
         f"unknown recipe {name!r}, expected one of: {', '.join(known)}{nearest(name, known)}"
+    )
+
+
+# -- on the screen ---------------------------------------------------------------------------------
+
+
+def table() -> str:
+    """Lay all recipes out, 100 columns wide: a line of cells each, and below what it reaches."""
+    heads, widths = zip(*_COLUMNS.values(), strict=True)
+    lines = [_row(heads, widths), _row(["-" * width for width in widths], widths)]
+    known = recipes().values()
+    groups = {
+        "For a CPU": [recipe for recipe in known if recipe.on_cpu],
+        "For a GPU": [recipe for recipe in known if not recipe.on_cpu],
+    }
+    for group, members in groups.items():
+        lines += ["", f"{group}:", ""]
+        for recipe in members:
+            lines += _entry(recipe, widths)
+    return "\n".join(lines)
+
+
+def describe(name: str) -> str:
+    """Return the whole claim of a recipe, how to run it, and where its file is.
+
+    Raises:
+        InputError: If there is none of this name.
+    """
+    recipe = find_recipe(name)
+    facts = {field: getattr(recipe, field) for field in (*FIELDS, *NOTES)}
+    facts |= {"run it": f"ncmonitor fit {recipe.name}", "its file": str(recipe.path)}
+    lines = [*_hanging(f"{recipe.name}: {recipe.title}", ""), ""]
+    for head, text in facts.items():
+        if text:
+            lines += _hanging(text, f"  {head:<10}")
+    return "\n".join(lines)
+
+
+def _entry(recipe: Recipe, widths: tuple[int, ...]) -> Iterator[str]:
+    cells = [textwrap.wrap(recipe.short(f), w) for f, w in zip(_COLUMNS, widths, strict=True)]
+    for i in range(max(map(len, cells))):
+        yield _row([cell[i] if i < len(cell) else "" for cell in cells], widths)
+    yield from _hanging(recipe.short("reaches"), " " * (widths[0] + 2))
+
+
+def _row(cells: list[str] | tuple[str, ...], widths: tuple[int, ...]) -> str:
+    padded = (f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True))
+    return "  ".join(padded).rstrip()
+
+
+def _hanging(text: str, first: str) -> list[str]:
+    """Wrap a text below its first line's start; paths and options stay whole."""
+    return textwrap.wrap(
+        text,
+        _WIDTH,
+        initial_indent=first,
+        subsequent_indent=" " * len(first),
+        break_long_words=False,
+        break_on_hyphens=False,
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -17,7 +19,6 @@ from pytorch_lightning.cli import (
     ArgsType,
     LightningArgumentParser,
     LightningCLI,
-    SaveConfigCallback,
 )
 from pytorch_lightning.loggers import WandbLogger
 
@@ -28,19 +29,26 @@ import ncmonitor.recipes.module
 import ncmonitor.recipes.ufm  # noqa: F401
 from ncmonitor._checks import InputError
 from ncmonitor.callbacks import NeuralCollapse
+from ncmonitor.callbacks.strategies import check_strategy
+from ncmonitor.callbacks.wandb_runs import continue_run
 from ncmonitor.history import HISTORY_FILE, read_history
 from ncmonitor.recipes.explain import explain
-from ncmonitor.recipes.run_folder import (
-    CONFIG_FILE,
-    closing_lines,
-    new_run_folder,
-    remove_run_folder,
-)
+from ncmonitor.recipes.home import home_of_run, is_first_process
+from ncmonitor.recipes.options import Expectation, check_config, place
+from ncmonitor.recipes.randomness import Randomness
+from ncmonitor.recipes.resume import record_end
+from ncmonitor.recipes.run_folder import Home, closing_lines, holding, shown
+from ncmonitor.recipes.saved_config import SaveConfig
 
 _HELP: Final = (
     "Train a recipe (ncmonitor fit NAME) or a config of your own (ncmonitor fit --config FILE), "
-    "measured every epoch; every option below overrides it."
+    "measured every epoch; every option below overrides it. --seeds N trains it N times and "
+    "compares; --resume continues the latest run that was interrupted."
 )
+#: Said when a run goes on in its folder, or in one that was moved.
+_RESUMED: Final = (r"Checkpoint directory .* exists and is not empty", r"The dirpath has changed")
+#: Of the command, taken out of the words before the options below are parsed.
+_OWN: Final = ("seeds", "resume")
 
 
 class FitCLI(LightningCLI):
@@ -49,23 +57,27 @@ class FitCLI(LightningCLI):
     Args:
         name: Names the folder of the run, together with time and seed.
         words: Options, at least those that say which model to use.
+        resume: Continue a run that was interrupted.
     """
 
-    def __init__(self, name: str, words: Sequence[str]) -> None:
-        self.name = name
+    def __init__(self, name: str, words: Sequence[str], *, resume: bool = False) -> None:
+        self.name, self.resume = name, resume
+        self.while_running = ExitStack()
         # An abbreviated option is a misspelt one.
         strict = {"exit_on_error": False, "allow_abbrev": False}
-        super().__init__(
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=_SaveConfig,
-            seed_everything_default=0,
-            # The measurement of the untrained network checks more, and explains what it finds.
-            trainer_defaults={"num_sanity_val_steps": 0},
-            parser_kwargs={"prog": "ncmonitor", **strict, "fit": {**strict, "description": _HELP}},
-            auto_configure_optimizers=False,
-            args=["fit", *words],
-        )
+        described = {**strict, "description": _HELP}
+        with self.while_running:
+            super().__init__(
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_callback=SaveConfig,
+                seed_everything_default=0,
+                # The measurement of the untrained network checks more, and explains what it finds.
+                trainer_defaults={"num_sanity_val_steps": 0},
+                parser_kwargs={"prog": "ncmonitor", **strict, "fit": described},
+                auto_configure_optimizers=False,
+                args=["fit", *words],
+            )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -74,6 +86,13 @@ class FitCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--threads", type=int | None, default=None, help="CPU threads; null: PyTorch's choice."
+        )
+        parser.add_argument(
+            "--expect",
+            type=Expectation,
+            default=None,
+            help="What the run should reach, for its report: epoch, the completed epochs, and for "
+            "a metric of the training set, or split/metric, the most, or [least, most].",
         )
         # As add_lightning_class_args does, without what a command line cannot say (a loader) or
         # says elsewhere (--trainer.default_root_dir).
@@ -87,7 +106,7 @@ class FitCLI(LightningCLI):
             help="The last linear layer by name, when it cannot be found.",
         )
         parser.callback_keys.append("nc")
-        self.options = [*parser.get_defaults().as_flat().__dict__]
+        self.options = [*parser.get_defaults().as_flat().__dict__, *_OWN]
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         # Not super(): it warns whenever words are passed on while sys.argv has words, too.
@@ -95,30 +114,39 @@ class FitCLI(LightningCLI):
             self.config = parser.parse_args(cast(list[str], args))
         except argparse.ArgumentError as error:
             raise InputError(explain(str(error.message), self.options)) from error
+        if self.resume and self.config.fit.seed_everything is True:
+            raise InputError(
+                "--resume cannot know a seed that was drawn; add --seed_everything and the number "
+                "at the end of the run's folder"
+            )
 
     def before_instantiate_classes(self) -> None:
         config = self.config.fit
         # Before the folder is filled in: running the saved config again makes a folder of its own.
-        full = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))["fit"]
-        _check_config(config)
+        self.full = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))["fit"]
+        check_config(config, resume=self.resume)
         if config.trainer.enable_progress_bar is None:  # in a file, a bar is a thousand lines
             config.trainer.enable_progress_bar = sys.stdout.isatty()
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        self.made_folder = config.trainer.default_root_dir is None
-        if self.made_folder:
-            seed = config.seed_everything
-            self.folder = new_run_folder(self.name, None if seed is False else seed)
-        else:
-            self.folder = Path(config.trainer.default_root_dir)
-        _place(config.trainer, self.folder)
-        self.save_config_kwargs = {"folder": self.folder, "full": full}
+        self.home = self.choose_home()
+        if self.home.checkpoint is not None:
+            config.ckpt_path = str(self.home.checkpoint)
+        place(config.trainer, self.home.folder)
+        self.save_config_kwargs = {"folder": self.home.folder, "full": self.full}
+
+    def choose_home(self) -> Home:
+        """Find or make the folder of the run, and hold it while the run goes on."""
+        home = home_of_run(self.name, self.config.fit, self.full, resume=self.resume)
+        if is_first_process():
+            self.while_running.enter_context(holding(home.folder))
+        return home
 
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
         except Exception as error:
-            self._forget()
+            self.home.forget()
             # jsonargparse hides what a constructor raises behind the alternatives it tried.
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, InputError):
@@ -133,34 +161,59 @@ class FitCLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Train; called by LightningCLI for the command of this name."""
-        if self.trainer.num_devices * self.trainer.num_nodes > 1:  # before it starts processes
-            self._forget()
-            raise InputError(
-                f"the trainer would use {self.trainer.num_devices} devices, but collapse is "
-                "measured in one process; use --trainer.devices 1"
-            )
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+        self._prepare()
+        try:
+            with self.home.handed_on(), warnings.catch_warnings():
+                for message in _RESUMED if kwargs.get("ckpt_path") else ():
+                    warnings.filterwarnings("ignore", message=message)
+                self.trainer.fit(**kwargs)
+            if self.home.checkpoint is not None and self.trainer.is_global_zero:
+                record_end(self.home.folder)
+        finally:  # also after Ctrl-C, and after an error half-way
+            if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+                self.home.forget()
+            if self.trainer.is_global_zero:
+                self._conclude()
+
+    def _prepare(self) -> None:
+        """Set up what only exists now, before the trainer starts processes of its own."""
+        folder, trainer = self.home.folder, self.trainer
+        try:
+            check_strategy(trainer)
+        except InputError:
+            self.home.forget()
+            raise
+        trainer.callbacks.insert(0, Randomness())  # type: ignore[attr-defined]
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, NeuralCollapse):
-                callback.run_dir = self.folder
-        for logger in self.trainer.loggers:
+                callback.run_dir = folder
+                callback.recipe = self.name
+        for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 # WandbLogger passes on an option that W&B has retired, and W&B warns each time.
                 logger._wandb_init.pop("anonymous", None)
-        try:
-            self.trainer.fit(**kwargs)
-        finally:  # also after Ctrl-C, and after an error half-way
-            if self.trainer.is_global_zero:
-                self._conclude()
+                if not os.environ.get("WANDB_RUN_GROUP"):
+                    logger._wandb_init["group"] = logger._wandb_init.get("group") or self.name
+        if self.config.fit.ckpt_path:
+            continue_run(trainer.loggers, self.config.fit.ckpt_path)
+        if self.resume and is_first_process():
+            if self.home.checkpoint is None:
+                (folder / HISTORY_FILE).unlink(missing_ok=True)  # of the untrained network alone
+            print(f"{shown(folder)} goes on", flush=True)
 
     def _conclude(self) -> None:
         """Write the report of what was measured and say where everything is."""
         if wandb.run is not None:
             wandb.run.finish()  # now, so that its last words come before ours
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            print("dry run: nothing kept", flush=True)
+            return
+        folder = self.home.folder
         try:
-            read_history(self.folder)
+            read_history(folder)
         except InputError as error:
-            if _holds_nothing(self.folder):  # a dry run, or stopped before the first step
-                self._forget()
+            if _holds_nothing(folder):  # stopped before the first step
+                self.home.forget()
             else:
                 warnings.warn(f"no report: {error}", stacklevel=2)
             return
@@ -168,16 +221,11 @@ class FitCLI(LightningCLI):
 
         report = None
         try:
-            report = write_report(self.folder)
+            report = write_report(folder)
         except Exception as error:
             # The run is on disk and must not be lost behind a picture that could not be drawn.
             warnings.warn(f"no report: {type(error).__name__}: {error}", stacklevel=2)
-        print("\n".join(["", *closing_lines(self.folder, report)]), flush=True)
-
-    def _forget(self) -> None:
-        """Remove the folder of a run that never started, if it was made for it."""
-        if self.made_folder:
-            remove_run_folder(self.folder)
+        print("\n".join(["", *closing_lines(folder, report)]), flush=True)
 
 
 def _holds_nothing(folder: Path) -> bool:
@@ -185,68 +233,3 @@ def _holds_nothing(folder: Path) -> bool:
     history = folder / HISTORY_FILE
     rows = history.read_text(encoding="utf-8", errors="replace") if history.exists() else ""
     return rows.count("\n") < 2 and not any(folder.rglob("*.ckpt"))
-
-
-def _check_config(config: Any) -> None:
-    """Refuse what would fail, or overwrite another run, only later."""
-    for option in ("max_epochs", "max_steps", "limit_train_batches"):
-        if getattr(config.trainer, option) == 0:
-            raise InputError(f"trainer.{option} is 0, so there is nothing to train or measure")
-    if config.threads is not None and config.threads < 1:
-        raise InputError(f"threads must be at least 1, but is {config.threads}")
-    folder, ckpt = config.trainer.default_root_dir, config.ckpt_path
-    if ckpt is None and folder is not None and Path(folder, HISTORY_FILE).exists():
-        raise InputError(
-            f"{folder} already holds a run; name another folder with --trainer.default_root_dir, "
-            "or continue that run with --ckpt_path"
-        )
-    if ckpt is not None and Path(ckpt).suffix == ".ckpt" and not Path(ckpt).is_file():
-        raise InputError(f"there is no checkpoint {str(ckpt)!r} to continue from")
-    for callback in _each(config.trainer.callbacks):
-        if _kind(callback) == "NeuralCollapse":
-            raise InputError(
-                "ncmonitor fit attaches NeuralCollapse by itself; move its options from "
-                "trainer.callbacks to nc"
-            )
-
-
-def _each(option: Any) -> list[Any]:
-    """Return the classes given for an option that takes one, several or none (also as false)."""
-    specs = option if isinstance(option, list) else [option]
-    return [spec for spec in specs if hasattr(spec, "class_path")]
-
-
-def _kind(spec: Any) -> str:
-    return str(spec.class_path).rpartition(".")[2]
-
-
-def _place(trainer: Any, folder: Path) -> None:
-    """Point the trainer, its loggers and its checkpoints to the folder of the run."""
-    trainer.default_root_dir = str(folder)
-    for logger in _each(trainer.logger):
-        if logger.init_args.get("save_dir") == ".":
-            logger.init_args.save_dir = str(folder)
-    for callback in _each(trainer.callbacks):
-        if _kind(callback) == "ModelCheckpoint" and callback.init_args.dirpath is None:
-            callback.init_args.dirpath = str(folder / "checkpoints")
-
-
-class _SaveConfig(SaveConfigCallback):
-    """Saves every option's value, given or default, in the folder of the run and with the loggers.
-
-    Lightning's own refuses a second run with ``WandbLogger``, and sends W&B a part of the config.
-    """
-
-    def __init__(
-        self, parser: LightningArgumentParser, config: Any, *, folder: Path, full: dict[str, Any]
-    ) -> None:
-        super().__init__(parser, config, save_to_log_dir=False)
-        self.folder, self.full = folder, full
-
-    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        path = self.folder / CONFIG_FILE
-        head = f"# Every option of this run. Again: ncmonitor fit --config {CONFIG_FILE}\n"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(head + yaml.safe_dump(self.full, sort_keys=False), encoding="utf-8")
-        for logger in trainer.loggers:
-            logger.log_hyperparams(self.full)

@@ -21,6 +21,7 @@ _WORDS: Final = {
     "str": "a text",
     "tuple": "a list such as [256, 128]",
     "list": "a list such as [1, 2]",
+    "dict": "names with values, as in {nc1: 0.01}",
     "NoneType": "null",
 }
 
@@ -111,6 +112,7 @@ def _unknown_argument(word: str, options: Iterable[str]) -> str:
 def _no_alternative(key: str, message: str) -> str:
     types = re.search(r"Subtypes: \[(.+)\]", message)
     names = re.findall(r"<class '([\w.]+)'>", types[1]) if types else []
+    names[:0] = ["dict"] if types and types[1].startswith("dict[") else []
     wanted = " or ".join(_WORDS.get(name, name.rpartition(".")[2]) for name in names)
     given = re.search(r"Given value: (.*)", message)
     got = f", got {given[1]!r}" if given else ""

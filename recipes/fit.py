@@ -17,6 +17,7 @@ from wandb.errors import UsageError
 from ncmonitor._checks import InputError
 from ncmonitor.recipes.bundled import find_recipe, recipes
 from ncmonitor.recipes.cli import FitCLI
+from ncmonitor.recipes.seeds import fit_seeds
 
 #: Said of every small run, with nothing for its user to do about it.
 _NOISE: Final = (
@@ -30,12 +31,17 @@ def main(args: Sequence[str]) -> int:
     """Run ``ncmonitor fit``.
 
     Args:
-        args: The words after ``fit``: a recipe or ``--config FILE``, then any option.
+        args: The words after ``fit``: a recipe or ``--config FILE``, then any option;
+            ``--seeds N`` and ``--resume`` among them.
+
+    Returns:
+        0, or 1 if one of several seeds failed.
 
     Raises:
         InputError: If words, config, model or data cannot work; raised before training starts.
     """
-    words, name = _resolve(args)
+    given, seeds, resume = _taken(args)
+    words, name = _resolve(given)
     os.environ.setdefault("WANDB_QUIET", "true")  # no charts of 60 metrics in the terminal
     rank_zero_module.log.addFilter(_is_news)
     if not {"", str(Path.cwd())} & set(sys.path):
@@ -44,10 +50,36 @@ def main(args: Sequence[str]) -> int:
         for message in _NOISE:
             warnings.filterwarnings("ignore", message=message)
         try:
-            FitCLI(name, words)
+            if seeds is not None:
+                return fit_seeds(name, words, given, seeds, resume=resume)
+            FitCLI(name, words, resume=resume)
         except (MisconfigurationException, UsageError) as error:  # the user's mistakes, by name
             raise InputError(" ".join(str(error).split())) from error
     return 0
+
+
+def _taken(args: Sequence[str]) -> tuple[list[str], int | None, bool]:
+    """Take ``--seeds N`` and ``--resume`` out of the words: they are no options of a run."""
+    words: list[str] = []
+    seeds, resume = None, False
+    rest = iter(args)
+    for word in rest:
+        key, equals, value = word.partition("=")
+        if key == "--seeds":
+            seeds = _number_of_seeds(value if equals else next(rest, ""))
+        elif key == "--resume":
+            if equals:
+                raise InputError(f"--resume takes no value, but got {value!r}")
+            resume = True
+        else:
+            words.append(word)
+    return words, seeds, resume
+
+
+def _number_of_seeds(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"--seeds takes a number of runs, 1 or more (--seeds 3), but got {text!r}")
+    return int(text)
 
 
 def _resolve(args: Sequence[str]) -> tuple[list[str], str]:

@@ -164,7 +164,9 @@ class ImageClassifier(pl.LightningModule):
         logits = self(images)
         loss: torch.Tensor = self.loss(logits, labels)
         accuracy = (logits.detach().argmax(dim=1) == labels).float().mean()
-        epoch = partial(self.log, on_step=False, on_epoch=True, batch_size=len(labels))
+        epoch = partial(
+            self.log, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True
+        )
         epoch(f"{split}_loss", loss, prog_bar=True)
         epoch(f"{split}_accuracy", accuracy)
         return loss

@@ -41,7 +41,10 @@ def status_and_torch(argv: list[str], before: str = "") -> tuple[int, bool]:
 
 @pytest.mark.parametrize(
     ("argv", "status"),
-    [(["--help"], 0), (["--version"], 0), (["recipes"], 0), ([], 2), (["fit"], 2), (["nope"], 2)],
+    [
+        *((["--help"], 0), (["--version"], 0), (["recipes"], 0), (["recipes", "ufm"], 0)),
+        *(([], 2), (["fit"], 2), (["nope"], 2)),
+    ],
 )
 def test_answers_without_importing_torch(argv: list[str], status: int) -> None:
     assert status_and_torch(argv) == (status, False)
@@ -70,15 +73,28 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"\n  {command}" in out for command in ("recipes", "fit NAME", "report RUN_DIR"))
 
 
+RECIPES = [
+    *("cifar10", "cifar100", "cifar10_quick", "digits", "fashion_mnist", "imagenet", "imbalanced"),
+    *("mnist", "mnist_mse", "mnist_quick", "random_labels", "stl10", "svhn", "ufm"),
+]
+
+
 def test_recipes_are_a_table_that_fits_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["name", "data", "model", "time", "reaches"]
-    names = [line.split()[0] for line in lines[2:] if line and not line.startswith((" ", "Run"))]
-    assert names == ["cifar10_quick", "digits", "mnist_quick", "ufm"]
+    assert lines[0].split() == ["name", "data", "download", "network", "an", "epoch", "takes"]
+    names = [line.split()[0] for line in lines[2:] if line[:1].islower()]
+    assert sorted(names) == RECIPES
     assert max(map(len, lines)) <= 100
-    for word in ("1,437", "download", "MLP", "core", "nc1"):
+    for word in ("170 MB", "MLP", "core", "nc1", "ncmonitor recipes NAME"):
         assert any(word in line for line in lines), word
+
+
+def test_one_recipe_is_told_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "digits"]) == 0
+    out = capsys.readouterr().out
+    for word in ("1,437", "nc1 0.0005", "seeds 0, 1, 2", "ncmonitor fit digits", "digits.yaml"):
+        assert word in out
 
 
 def test_fit_without_a_recipe_says_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,9 +109,12 @@ def test_fit_without_a_recipe_says_which_there_are(capsys: pytest.CaptureFixture
     [
         (
             ["fitt"],
-            "unknown command 'fitt', expected one of: recipes, fit, metrics, report; "
+            "unknown command 'fitt', expected one of: recipes, fit, metrics, report, "
+            "sync, dashboard; "
             "did you mean 'fit'?",
         ),
+        (["recipes", "mnist_quik"], "unknown recipe 'mnist_quik', expected one of: cifar10, "),
+        (["recipes", "mnist_quik"], "; did you mean 'mnist_quick'"),
         (["report", "nowhere"], "but nowhere does not exist"),
         (["report", "."], "but . holds no run"),
     ],

@@ -415,3 +415,92 @@ def test_cautions_name_what_the_run_did_not_record(run: dict[str, Any], said: st
 )
 def test_numbers_are_written_for_readers(value: float, written: str) -> None:
     assert number(value) == written
+
+
+# -- against what was expected ---------------------------------------------------------------------
+
+
+EXPECT = "expect:\n  epoch: 150\n  nc1: 1.0\n  val/error: 0.001\n  nc2_etf_means: 0.01\n"
+LEFT = {"floors": {"nc2_etf_means": 0.0251, "nc1": HOSTILE}, "floors_from": "class sizes"}
+
+
+def expecting(folder: Path, config: str, run: object = RUN) -> str:
+    make_run(folder, run=run)
+    (folder / "config.yaml").write_text(config, encoding="utf-8")
+    return " ".join(read(folder).text.split())
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_run_that_was_expected_something_of_is_held_against_it(tmp_path: Path) -> None:
+    text = expecting(tmp_path, EXPECT)
+    section = text[text.index("Against what was expected") : text.index("The collapse, epoch by")]
+    assert text.index("NC4 disagreement") < text.index("Against what was expected")
+    assert "at epoch 150" in section
+    assert re.search(r"nc1 0\.\d+ [\d.]+ ≤ 1 0 collapsed as expected", section)
+    assert re.search(r"nc2_etf_means 0\.\d+ [\d.]+ ≤ 0.01 – not as far as expected", section)
+    assert re.search(r"val/error 0\.016 [\d.]+ ≤ 0.001 – outside the expected range", section)
+    assert re.search(r"nc3_self_duality 0\.\d+ [\d.]+ – – nothing expected", section)
+    assert "shuffled labels" not in section
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_table_has_a_column_for_shuffled_labels_where_they_were_measured(
+    tmp_path: Path,
+) -> None:
+    rows = collapse_rows(failed=())
+    null = [row | {"split": "null", "nc1": 7.5} for row in rows if row["split"] == "train"]
+    make_run(tmp_path, rows + null)
+    (tmp_path / "config.yaml").write_text(EXPECT, encoding="utf-8")
+    text = " ".join(read(tmp_path).text.split())
+    assert "epoch 0 shuffled labels expected" in text
+    assert re.search(r"nc1 0\.\d+ [\d.]+ 7\.5 ≤ 1 0 collapsed", text)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_run_that_nothing_was_expected_of_has_no_such_section(tmp_path: Path) -> None:
+    text = expecting(tmp_path, "seed_everything: 1\n")
+    assert "Against what was expected" not in text
+    assert "theory leaves" not in text
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_floors_stand_in_the_tile_of_nc2_with_and_without_an_expectation(tmp_path: Path) -> None:
+    run = RUN | {"measurement": RUN["measurement"] | LEFT}
+    text = expecting(tmp_path / "plain", "{}", run)
+    assert text.count("theory leaves for these class sizes0.0251") == 1
+    nothing = RUN | {"measurement": {"floors": {"nc2_etf_means": 0.0}}}
+    assert "theory leaves for" not in expecting(tmp_path / "balanced", "{}", nothing)
+    section = expecting(tmp_path / "expecting", EXPECT, run).partition("Against what was")[2]
+    assert "SELI" in section.partition("The collapse, epoch by")[0]
+    lacking = run | {"measurement": run["measurement"] | {"floors_from": "feature dimension"}}
+    text = expecting(tmp_path / "dimension", EXPECT, lacking)
+    assert "theory leaves for this feature dimension0.0251" in text
+    assert "SELI" not in text.partition("Against what was")[2].partition("The collapse, epoch")[0]
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("expect: [", "config.yaml cannot be read"),
+        (f"expect:\n  epoch: 150\n  {json.dumps(HOSTILE)}: 1\n", "there is no metric"),
+        ("expect:\n  nc1: 1.0\n", "expect.epoch must be a number of completed epochs"),
+        ("expect:\n  epoch: 150\n  nc1: .nan\n", "expect.nc1 must be a number"),
+    ],
+)
+def test_an_expectation_that_cannot_be_judged_is_a_caution(
+    tmp_path: Path, config: str, said: str
+) -> None:
+    text = expecting(tmp_path, config)
+    assert text.count(said) == 1
+    assert "Against what was expected" not in text
+    assert Page((tmp_path / "report.html").read_text(encoding="utf-8")).tags["script"] == 0
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_run_cut_short_is_told_that_it_is_too_early(tmp_path: Path) -> None:
+    make_run(tmp_path, collapse_rows(range(4)))
+    (tmp_path / "config.yaml").write_text(EXPECT, encoding="utf-8")
+    text = " ".join(read(tmp_path).text.split())
+    assert text.count("too early to say (epoch 3 of 150)") == 5
+    assert re.search(r"nc1 [\d.]+epoch 3 [\d.]+ ≤ 1", text)

@@ -27,9 +27,15 @@ def test_versions_machine_and_command_are_those_of_this_process(
     assert facts["versions"]["python"] == platform.python_version()
     assert facts["versions"]["torch"] == torch.__version__.split("+")[0]
     assert {"numpy", "pytorch-lightning"} <= set(facts["versions"])
+    assert facts["machine"]["cpu"]
     assert facts["machine"]["cpu_count"] == os.cpu_count()
     assert (facts["machine"]["gpu"] is not None) is torch.cuda.is_available()
     assert json.loads(json.dumps(facts)) == facts
+
+
+def test_a_module_is_named_as_it_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/somewhere/ncmonitor/__main__.py", "fit", "a b"])
+    assert describe_environment()["command"] == "python -m ncmonitor fit 'a b'"
 
 
 def test_no_value_of_the_environment_is_written(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -300,6 +300,18 @@ def test_the_csv_logger_has_exactly_the_keys_of_the_design_and_every_epoch() -> 
     assert monitor.run_dir == Path(logger.log_dir)
 
 
+def test_a_dry_run_on_data_sorted_by_class_is_fine(tmp_path: Path) -> None:
+    inputs, labels = blobs()
+    order = labels.argsort(stable=True)
+    data = TensorDataset(inputs[order], labels[order])
+    monitor = NeuralCollapse(run_dir=tmp_path)
+    fit = trainer(monitor, fast_dev_run=1)
+    fit.fit(Toy(), DataLoader(data, 15), val_loader())  # a class a batch
+    train = monitor.history.query("split == 'train'")
+    assert list(train["n_classes_present"]) == [1, 1]
+    assert train["nc1"].isna().all()
+
+
 def test_the_sanity_check_and_a_dry_run_leave_nothing() -> None:
     monitor = NeuralCollapse(verbose=False)
     fit = trainer(monitor, fast_dev_run=2, logger=CSVLogger("."))

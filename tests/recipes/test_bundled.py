@@ -2,38 +2,102 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 from ncmonitor import InputError
-from ncmonitor.recipes.bundled import CONFIGS, FIELDS, find_recipe, read_recipe, recipes
+from ncmonitor.recipes.bundled import (
+    CONFIGS,
+    FIELDS,
+    NOTES,
+    describe,
+    find_recipe,
+    read_recipe,
+    recipes,
+    table,
+)
 from ncmonitor.recipes.fit import main
+
+CLAIM = """\
+# Title.
+#
+# data: a; more
+#   b: c
+# download: none
+# model: m; --model.name x1|y2
+# time: t
+# reaches: r
+x: 1
+"""
 
 
 def test_every_config_is_a_recipe_with_a_complete_claim() -> None:
     assert set(recipes()) == {path.stem for path in CONFIGS.iterdir()} >= {"digits"}
     for recipe in recipes().values():
-        for field in ("title", *FIELDS):
+        for field in ("title", *FIELDS, *NOTES):
             text = getattr(recipe, field)
-            assert text == " ".join(text.split()) != ""
+            assert text == " ".join(text.split())
+            assert text or field in NOTES
             assert "#" not in text
             assert "TODO" not in text
 
 
 def test_a_claim_may_run_over_several_lines(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
-    path.write_text("# Title.\n#\n# data: a\n#   b: c\n# model: m\n# time: t\n# reaches: r\nx: 1\n")
+    path.write_text(CLAIM)
     recipe = read_recipe(path)
-    assert (recipe.title, recipe.data, recipe.reaches) == ("Title.", "a b: c", "r")
+    assert (recipe.title, recipe.data, recipe.reaches) == ("Title.", "a; more b: c", "r")
+
+
+def test_the_short_form_of_a_text_ends_at_its_first_semicolon(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(CLAIM)
+    recipe = read_recipe(path)
+    assert (recipe.short("data"), recipe.short("time")) == ("a", "t")
+
+
+def test_networks_are_the_alternatives_that_the_model_text_names(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(CLAIM)
+    assert read_recipe(path).networks == ("x1", "y2")
+    path.write_text(CLAIM.replace(" x1|y2", ""))
+    assert read_recipe(path).networks == ()
 
 
 def test_a_claim_that_lacks_a_field_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text("# Title.\n# data: a\n# model: m\n")
-    with pytest.raises(ValueError, match=r"own\.yaml: the comment on top lacks time, reaches"):
+    with pytest.raises(
+        ValueError, match=r"own\.yaml: the comment on top lacks download, time, reaches"
+    ):
         read_recipe(path)
+
+
+def test_the_table_has_a_group_for_each_machine_and_an_entry_for_each_recipe() -> None:
+    lines = table().splitlines()
+    assert max(map(len, lines)) <= 100
+    cpu, gpu = lines.index("For a CPU:"), lines.index("For a GPU:")
+    starts = {line.split()[0]: i for i, line in enumerate(lines[cpu:], cpu) if line[:1].islower()}
+    assert set(starts) == set(recipes())
+    for name, recipe in recipes().items():
+        assert recipe.on_cpu == (starts[name] < gpu)
+        cells = re.split(r" {2,}", lines[starts[name]])
+        assert cells == [name, *(recipe.short(f) for f in FIELDS if f != "reaches")]
+        below = " ".join(" ".join(lines[starts[name] + 1 :]).split())
+        assert below.startswith(recipe.short("reaches"))
+
+
+def test_the_description_of_a_recipe_is_its_whole_claim_and_how_to_run_it() -> None:
+    for name, recipe in recipes().items():
+        text = describe(name)
+        assert max(map(len, text.splitlines())) <= max(100, len(str(recipe.path)) + 12)
+        flat = " ".join(text.split())
+        assert flat.startswith(f"{name}: {recipe.title} data {recipe.data} download ")
+        assert all(getattr(recipe, field) in flat for field in (*FIELDS, *NOTES))
+        assert flat.endswith(f"run it ncmonitor fit {name} its file {recipe.path}")
 
 
 def test_near_names_are_offered() -> None:

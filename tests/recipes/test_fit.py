@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +16,9 @@ import yaml
 
 from ncmonitor.catalogue import METRIC_NAMES
 from ncmonitor.cli import main
+from ncmonitor.expected import closing
 from ncmonitor.history import read_history
+from ncmonitor.recipes.bundled import recipes
 from ncmonitor.recipes.models import MLP
 from ncmonitor.recipes.module import ImageClassifier
 
@@ -96,12 +99,13 @@ def test_last_lines_say_where_everything_is(demo: tuple[Path, str]) -> None:
     here, printed = demo
     folder = run_folder(here).relative_to(here)
     (wandb,) = (here / folder).glob("wandb/offline-run-*")
-    last = printed.rstrip().splitlines()[-8:]
+    numbers, _, ways = printed.rstrip().rpartition("\n\n")
+    last = numbers.rpartition("\n\n")[2].splitlines()
     assert last[0].startswith("After 3 epochs, on the training set: nc1 0.")
     assert last[1].startswith("The terminal phase was not reached: the training error is ")
     assert re.fullmatch(r"Took \d+ s, \d+ s of it measuring\.", last[2])
-    assert last[3:] == [
-        "",
+    assert last[3:] == closing(here / folder)  # against what was expected
+    assert ways.splitlines() == [
         f"  report      open {folder}/report.html in a browser",
         f"  W&B here    wandb leet {wandb.relative_to(here)}",
         f"  W&B online  wandb sync {wandb.relative_to(here)}",
@@ -220,9 +224,70 @@ def test_two_runs_of_one_second_get_two_folders(
     from ncmonitor.recipes.run_folder import new_run_folder
 
     monkeypatch.chdir(tmp_path)
-    made = {new_run_folder("digits", 0) for _ in range(5)}
+    made = {new_run_folder("digits", "seed0") for _ in range(5)}
     assert len(made) == 5
     assert all(folder.is_dir() for folder in made)
+
+
+def test_an_expectation_is_saved_with_the_run(fit: Fit, tmp_path: Path) -> None:
+    expect = ("--expect.epoch=2", "--expect.nc1=1e-3", "--expect.val/error=[null, 0.05]")
+    assert fit("digits", *SHORT, *expect, "--trainer.logger", "false")[0] == 0
+    config = yaml.safe_load((run_folder(tmp_path) / "config.yaml").read_text())
+    assert config["expect"] == {"epoch": 2, "nc1": 0.001, "val/error": [None, 0.05]}
+
+
+@pytest.mark.parametrize("words", [(), ("--trainer.default_root_dir", "mine")])
+def test_a_dry_run_leaves_nothing_behind_and_says_so(
+    words: tuple[str, ...], fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    status, out, _ = fit("digits", "--trainer.fast_dev_run", "1", *words)
+    assert status == 0
+    assert out.rstrip().endswith("dry run: nothing kept")
+    assert {path.name for path in tmp_path.rglob("*")} == {"scratch"}
+
+
+def test_last_checkpoint_is_saved_after_every_epoch(own: Callable[[str], Path], fit: Fit) -> None:
+    here = own("raise ZeroDivisionError")
+    saver = "[{class_path: ModelCheckpoint, init_args: {save_last: true, save_top_k: 0}}]"
+    with pytest.raises(ZeroDivisionError):
+        fit("--config", "mine.yaml", "--trainer.callbacks", saver)
+    folder = run_folder(here)
+    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 0
+    assert (
+        yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["callbacks"][0][
+            "init_args"
+        ]["save_top_k"]
+        == 0
+    )  # as the user said it
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+def test_two_processes_share_one_folder_and_measure_together(strategy: str, tmp_path: Path) -> None:
+    words = ("--trainer.devices", "2", "--trainer.strategy", strategy, "--trainer.max_epochs", "2")
+    done = ncmonitor("fit", "digits", *words, "--trainer.logger", "false", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = run_folder(tmp_path)
+    assert list(read_history(folder)["epoch"]) == [0, 0, 1, 1, 2, 2]
+    measurement = json.loads((folder / "run.json").read_text())["measurement"]
+    assert (measurement["ranks"], measurement["splits"]["train"]) == (2, 1437)
+    assert [path.name for path in folder.glob("checkpoints/*")] == ["last.ckpt"]
+    assert done.stdout.count("report.html in a browser") == 1
+
+
+def test_processes_started_together_need_a_named_folder(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun does
+    status, _, err = fit("digits", *SHORT)
+    assert status == 2
+    assert "cannot agree on a new folder; name one with --trainer.default_root_dir" in err
+    assert not list(tmp_path.iterdir())
 
 
 OWN = """
@@ -298,8 +363,7 @@ def test_an_interrupted_run_still_gets_its_report(own: Callable[[str], Path]) ->
 
 MISTAKES = {
     "digts": (
-        "unknown recipe 'digts', expected one of: cifar10_quick, digits, mnist_quick, ufm; "
-        "did you mean 'digits'?"
+        f"unknown recipe 'digts', expected one of: {', '.join(recipes())}; did you mean 'digits'?"
     ),
     "own.yaml": "'own.yaml' is no recipe; for a file of your own: ncmonitor fit --config own.yaml",
     "--config nope.yaml": "there is no config file 'nope.yaml'",
@@ -333,9 +397,24 @@ MISTAKES = {
     "digits --data Digits": "data: there is no class 'Digits'; give its import path",
     "digits --trainer.logger WandbLoger": "trainer.logger: there is no class 'WandbLoger'",
     "digits --trainer.accelerator gpus": "trainer: You selected an invalid accelerator name",
-    "digits --trainer.devices 2": "would use 2 devices, but collapse is measured in one process",
     "digits --trainer.callbacks+=NeuralCollapse": "attaches NeuralCollapse by itself",
     "digits --nc.schedule sometimes": "schedule= must be 'every_epoch'",
+    "digits --resume": "nothing to resume: runs/digits with seed 0 has no run",
+    "digits --resume --trainer.default_root_dir no": "no holds no config.yaml of a run",
+    "digits --resume=3": "--resume takes no value, but got '3'",
+    "digits --resum": "unknown option --resum; did you mean '--resume'",
+    "digits --resume --ckpt_path no.ckpt": "--ckpt_path names one: leave one out",
+    "digits --resume --seed_everything true": "--resume cannot know a seed that was drawn",
+    "digits --resume --trainer.fast_dev_run 1": "keeps nothing: leave out --resume",
+    "digits --expect {epoch: 3, nc11: 1}": "expect.nc11: unknown metric 'nc11'; did you mean 'nc1'",
+    "digits --expect {epoch: 3, valid/nc1: 1}": "unknown split 'valid'; did you mean 'val'",
+    "digits --expect {epoch: 3, nc1: low}": "expect.nc1 must be a number, the most it should be",
+    "digits --expect {epoch: 3, nc1: [1]}": "or [least, most] with null for an open side",
+    "digits --expect {epoch: 3, nc1: [null, null]}": "but is [None, None]",
+    "digits --expect {epoch: 3, nc1: [2, 1]}": "expect.nc1: the least, 2, is more than the most, 1",
+    "digits --expect {epoch: 3, nc1: .nan}": "expect.nc1 must be a number",
+    "digits --expect {nc1: 1}": "expect.epoch must be the number of completed epochs",
+    "digits --expect 3": "expect: expected names with values, as in {nc1: 0.01} or null, got '3'",
     "digits --ckpt_path no.ckpt": "there is no checkpoint 'no.ckpt' to continue from",
     # Found by the callback and the data, still before the first step.
     "digits --data.batch_size 5000 --trainer.logger false": "there are 1437 training images",
@@ -362,7 +441,8 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(
 ) -> None:
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
-    status, out, err = fit(*words.split())
+    command, braces, expectation = words.partition("{")  # which has spaces
+    status, out, err = fit(*command.split(), *([braces + expectation] if braces else []))
     assert status == 2
     (line,) = [line for line in err.splitlines() if line.startswith("ncmonitor: error: ")]
     assert MISTAKES[words] in line

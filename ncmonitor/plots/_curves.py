@@ -1,8 +1,4 @@
-"""Pictures of a history: a table and an ``ax`` in, the ``ax`` out.
-
-Nothing here knows a trainer, a run folder or a screen. Figures are made without pyplot, so drawing
-one neither picks a backend nor touches the settings of the caller.
-"""
+"""Quantities by epoch, with the terminal phase shaded: one panel, or the whole collapse."""
 
 from __future__ import annotations
 
@@ -15,7 +11,17 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from ncmonitor._axes import ACCENT, INK, MUTED, SERIES, SHADE, Series, draw_series, own_style
+from ncmonitor._axes import (
+    ACCENT,
+    INK,
+    SERIES,
+    SHADE,
+    Series,
+    draw_series,
+    fresh_axes,
+    own_style,
+    say_empty,
+)
 from ncmonitor._checks import InputError, nearest
 from ncmonitor._table import split_names, split_rows, tpt_spans, tpt_start
 from ncmonitor.catalogue import CATALOGUE
@@ -72,10 +78,8 @@ def curves(
     Raises:
         InputError: If a quantity is not in the catalogue or a split not in the table.
     """
-    if ax is None:
-        with own_style():
-            ax = Figure(figsize=(5.0, 3.4), layout="constrained").subplots()
-    names = _known(quantities)
+    ax = ax if ax is not None else fresh_axes(5.0, 3.4)
+    names = known_names(quantities)
     shown = _splits(history, splits)
     _draw(history, ax, names, shown)
     shade_tpt(history, ax)
@@ -139,7 +143,7 @@ def panel(history: pd.DataFrame, quantities: Sequence[str]) -> Figure:
     """Draw one panel of the overview as a figure of its own; panels of one page line up."""
     with own_style():
         figure = Figure(figsize=(3.4, 2.5))
-        _panel(history, figure.add_axes((0.15, 0.17, 0.83, 0.73)), _known(quantities))
+        _panel(history, figure.add_axes((0.15, 0.17, 0.83, 0.73)), known_names(quantities))
     return figure
 
 
@@ -158,7 +162,7 @@ def panel_labels(names: Sequence[str]) -> tuple[str, list[str]]:
     return " ".join(words[0][:same]), [" ".join(w[same:]).strip("()") for w in words]
 
 
-def _known(quantities: str | Sequence[str]) -> tuple[str, ...]:
+def known_names(quantities: str | Sequence[str]) -> tuple[str, ...]:
     names = (quantities,) if isinstance(quantities, str) else tuple(quantities)
     for name in names:
         if name not in CATALOGUE:
@@ -215,8 +219,7 @@ def _draw(history: pd.DataFrame, ax: Axes, names: Sequence[str], splits: Sequenc
     if series:
         draw_series(ax, series, _scale(names))
     else:
-        ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", color=MUTED)
-        ax.set_yticks([])
+        say_empty(ax, "not measured")
     ax.set_xlabel("epoch")
     ax.set_ylabel(panel_labels(names)[0])
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))

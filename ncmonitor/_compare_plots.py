@@ -1,0 +1,192 @@
+"""Pictures of groups of runs: the mean of each, the range of its runs, and the runs themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ncmonitor._aggregate import thinned
+from ncmonitor._axes import MUTED, ROUNDING, SERIES, Series, draw_series, own_style
+from ncmonitor._table import other_split, split_rows
+from ncmonitor.catalogue import CATALOGUE
+from ncmonitor.plots._curves import _scale
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+    from ncmonitor._groups import Group
+
+#: With more groups than colours, dashes tell groups with one colour apart, not splits.
+DASHES: Final[tuple[tuple[float, ...], ...]] = ((), (3.2, 1.6), (1, 1.4), (5, 1.5, 1, 1.5))
+#: With more runs than this, or with more points than this on a panel, the single runs are left to
+#: the range that they span.
+_MANY_RUNS: Final = 24
+_MANY_POINTS: Final = 5000
+#: Points on the lines of a panel: what keeps a page of 14 panels below 5 MB.
+_POINTS: Final = 4000
+_POINTS_OF_A_LINE: Final = 300  # about one for each pixel of the axes
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the groups of a comparison are told apart.
+
+    Attributes:
+        splits: Which splits are drawn; the second one dashed.
+        single: Whether every run has a thin line of its own.
+        points: Epochs of a line at most; longer courses are thinned.
+    """
+
+    splits: tuple[str, ...]
+    single: bool
+    points: int
+
+    @staticmethod
+    def colour(group: int) -> str:
+        """Return the colour of the group with that number."""
+        return SERIES[group % len(SERIES)]
+
+    def dashes(self, group: int, split: str) -> tuple[float, ...]:
+        """Return the dashes of a line, empty for a solid one."""
+        return DASHES[(group // len(SERIES) + self.splits.index(split)) % len(DASHES)]
+
+
+def look_of(groups: Sequence[Group], table: pd.DataFrame) -> Look:
+    """Choose what a comparison can show at once and still be read.
+
+    Args:
+        groups: What is compared.
+        table: Their statistics.
+    """
+    other = other_split(table)
+    splits = ("train", other) if other else ("train",)
+    shown = tuple(split for split in splits if (table["split"] == split).any()) or splits[:1]
+    if len(groups) > len(SERIES):
+        shown = shown[:1]
+    runs = [run for group in groups for run in group.runs if len(group.runs) > 1]
+    points = sum(int(run.history["split"].isin(shown).sum()) for run in runs)
+    lines = max(1, len(groups) * len(shown))
+    return Look(
+        splits=shown,
+        single=len(runs) <= _MANY_RUNS and points <= _MANY_POINTS,
+        points=min(_POINTS_OF_A_LINE, max(50, _POINTS // lines)),
+    )
+
+
+def compared_panel(
+    groups: Sequence[Group], tables: Sequence[pd.DataFrame], name: str, look: Look
+) -> Figure:
+    """Draw one quantity of all groups by epoch; panels of one page line up.
+
+    A line is the mean over the runs of a group, the band about it reaches from their smallest to
+    their largest value, and thin lines are the runs. Triangles at the upper edge mark where the
+    terminal phase of each run began.
+
+    Args:
+        groups: What is compared.
+        tables: Statistics of each group, as :func:`ncmonitor._aggregate.aggregate` returns them.
+        name: A quantity of the catalogue.
+        look: What to show.
+
+    Returns:
+        A figure of the size of a report's panels.
+    """
+    with own_style():
+        figure = Figure(figsize=(3.4, 2.5))
+        ax = figure.add_axes((0.15, 0.17, 0.83, 0.73))
+        _draw(groups, tables, ax, name, look)
+        ax.set_title(CATALOGUE[name].label, loc="left", fontweight="bold", y=1.03)
+        ax.set_xlabel("epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+        epochs = [run.history["epoch"] for group in groups for run in group.runs]
+        first, last = min(map(min, epochs)), max(map(max, epochs))
+        pad = max(0.5, 0.02 * (last - first))
+        ax.set_xlim(first - pad, last + pad)
+    return figure
+
+
+def _draw(
+    groups: Sequence[Group], tables: Sequence[pd.DataFrame], ax: Axes, name: str, look: Look
+) -> None:
+    series, bands = [], []
+    scale = _scale((name,))
+    for i, (group, table) in enumerate(zip(groups, tables, strict=True)):
+        for split in look.splits:
+            rows = split_rows(table[table["metric"] == name], split)
+            if not (rows["n"] > 0).any():  # does not apply to this split, or was never measured
+                continue
+            dashes = look.dashes(i, split)
+            style: dict[str, Any] = {"color": look.colour(i)}
+            style["linestyle"] = (0, dashes) if dashes else "-"
+            course = thinned(rows, look.points)
+            if len(group.runs) > 1 or len(course) < len(rows):
+                bands.append((course, look.colour(i), split == look.splits[0]))
+            if len(group.runs) > 1 and look.single:
+                _draw_runs(group, ax, name, split, style, scale)
+            epochs, mean = (course[key].to_numpy(dtype=float) for key in ("epoch", "mean"))
+            own = {"linewidth": 1.4, "fillstyle": "full" if split == look.splits[0] else "none"}
+            series.append(Series("_mean", epochs, mean, style | own))
+    if not series:
+        ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", color=MUTED)
+        ax.set_yticks([])
+        return
+    draw_series(ax, series, scale)
+    _draw_bands(ax, bands)
+    _mark_onsets(groups, ax, look)
+
+
+def _draw_runs(
+    group: Group, ax: Axes, name: str, split: str, style: dict[str, Any], scale: str
+) -> None:
+    for run in group.runs:
+        rows = split_rows(run.history, split)
+        if name not in rows:
+            continue
+        values = rows[name].to_numpy(dtype=float)
+        hidden = ~np.isfinite(values) | ((values <= ROUNDING) & (scale == "log"))
+        values = np.where(hidden, np.nan, values)
+        look = style | {"linewidth": 0.5, "alpha": 0.45}
+        ax.plot(rows["epoch"], values, label="_run", **look)
+
+
+def _draw_bands(ax: Axes, bands: Sequence[tuple[pd.DataFrame, str, bool]]) -> None:
+    """Fill between the extremes, on the axis that the lines have chosen."""
+    bottom, top = ax.get_ylim()
+    for rows, colour, first in bands:
+        low, high = (rows[key].to_numpy(dtype=float) for key in ("min", "max"))
+        if np.isfinite(high).any():
+            top = max(top, float(np.nanmax(high)))
+        ax.fill_between(
+            rows["epoch"].to_numpy(dtype=float),
+            np.maximum(low, bottom),  # a logarithmic axis has no place for an extreme at 0
+            np.maximum(high, bottom),
+            color=colour,
+            alpha=0.2 if first else 0.12,
+            linewidth=0,
+            label="_range",
+        )
+    ax.set_ylim(bottom, top)
+
+
+def _mark_onsets(groups: Sequence[Group], ax: Axes, look: Look) -> None:
+    for i, group in enumerate(groups):
+        onsets = [run.onset for run in group.runs if run.onset is not None]
+        ax.plot(
+            onsets,
+            np.full(len(onsets), 1.025),
+            transform=ax.get_xaxis_transform(),
+            linestyle="none",
+            marker="v",
+            markersize=4.5,
+            markeredgewidth=0,
+            alpha=0.75,
+            color=look.colour(i),
+            clip_on=False,
+            label="_TPT start",
+        )

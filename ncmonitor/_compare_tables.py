@@ -1,0 +1,145 @@
+"""The tables of a comparison: groups by quantity, quantity by groups, and the single runs."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import numpy as np
+
+from ncmonitor import _aggregate
+from ncmonitor._groups import Group
+from ncmonitor._runs import Run
+from ncmonitor._table import split_rows
+from ncmonitor._verdict import MAIN, number, section
+from ncmonitor.catalogue import CATALOGUE, FIT, METRICS, PHASE, Quantity
+from ncmonitor.html import GROUPS, REPORT_FILE, Cell
+
+#: Columns of the first table, on the training set; the errors of both splits stand before them.
+_GROUP_COLUMNS: Final = (
+    *("nc1", "nc2_equinorm_means", "nc2_etf_means", "nc2_etf_w"),
+    *("nc3_self_duality", "nc4_disagreement"),
+)
+
+
+class Column:
+    """A group with its statistics: at every shared epoch, and at the last one of each split."""
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self.table = _aggregate.aggregate([run.history for run in group.runs])
+        self.last = _aggregate.last_epochs(self.table)
+        ends = self.table[self.table["epoch"] == self.table["split"].map(self.last)]
+        keys = zip(ends["split"], ends["metric"], strict=True)
+        values = zip(ends["n"], ends["mean"], ends["sd"], strict=True)
+        self._ends = dict(zip(keys, values, strict=True))
+
+    def cell(self, name: str, split: str) -> Cell:
+        """Write a quantity of a split at the last epoch that all runs measured."""
+        if (split, name) not in self._ends:
+            return Cell("·", "none")
+        n, mean, sd = self._ends[split, name]
+        if name.startswith("tpt_start") and n == 0:
+            return Cell("not reached", "none")
+        return self._spread(int(n), float(mean), float(sd))
+
+    def onset(self) -> Cell:
+        """Write the epoch at which the terminal phase began, over the runs that reached it."""
+        reached = [run.onset for run in self.group.runs if run.onset is not None]
+        if not reached:
+            return Cell("not reached", "none")
+        sd = float(np.std(reached, ddof=1)) if len(reached) > 1 else float("nan")
+        return self._spread(len(reached), float(np.mean(reached)), sd)
+
+    def _spread(self, n: int, mean: float, sd: float) -> Cell:
+        few = f" (n = {n})" if 0 < n < len(self.group.runs) else ""
+        text = _aggregate.spread(mean, sd).replace("± ", "±\u00a0")  # a line may break before it
+        return Cell(text + few, "nan" if n == 0 else "value")
+
+
+def main_table(columns: Sequence[Column], other: str | None) -> dict[str, Any]:
+    """Build the table of the main quantities: a line per group."""
+    wanted = _wanted(_GROUP_COLUMNS, other)
+    lines = []
+    for column in columns:
+        last = column.last.get("train", column.last.get(other or ""))
+        cells = [Cell("none shared", "none") if last is None else Cell(str(last))]
+        cells += [column.cell(name, split) for name, split in wanted]
+        lines.append((column.group, [*cells, column.onset()]))
+    return {"heads": _heads(wanted), "lines": lines}
+
+
+def all_table(columns: Sequence[Column], split: str) -> dict[str, Any]:
+    """Build the table of every quantity of a split at the last epoch that each group shares."""
+    here = [column for column in columns if split in column.last]
+    measured = {name for column in here for name in column.table["metric"]}
+
+    def line(quantity: Quantity) -> tuple[Quantity, list[Cell]]:
+        return quantity, [column.cell(quantity.name, split) for column in here]
+
+    families = []
+    for family, title in GROUPS.items():
+        entries = [q for q in (*FIT, *METRICS, *PHASE) if q.group == family and q.name in measured]
+        lines = [(q, cells) for q, cells in map(line, entries) if any(c.text != "·" for c in cells)]
+        if lines:
+            families.append({"title": title, "lines": lines})
+    heads = [(column.group, column.last[split]) for column in here]
+    return {"split": split, "heads": heads, "families": families}
+
+
+def run_table(groups: Sequence[Group], base: Path, other: str | None) -> dict[str, Any]:
+    """Build the table of the runs, with links to their reports relative to ``base``."""
+    wanted = _wanted(MAIN, other)
+    lines = []
+    for i, run in ((i, run) for i, group in enumerate(groups) for run in group.runs):
+        end, planned = int(run.history["epoch"].max()), run.facts.get("max_epochs")
+        short = isinstance(planned, int) and planned > end
+        cells = [Cell("–" if run.seed is None else str(run.seed))]
+        cells.append(Cell(f"{end} of {planned}" if short else str(end)))
+        cells += [_own_cell(run, name, split) for name, split in wanted]
+        cells.append(Cell("not reached", "none") if run.onset is None else Cell(str(run.onset)))
+        seconds = section(run.facts, "timing").get("fit_seconds")
+        cells.append(Cell(_duration(seconds) if isinstance(seconds, int | float) else "–"))
+        cells.append(Cell(_machine(section(run.facts, "machine"))))
+        lines.append((i, run.name, _link(run, base), cells))
+    return {"heads": _heads(wanted), "lines": lines}
+
+
+def _wanted(names: Sequence[str], other: str | None) -> list[tuple[str, str]]:
+    errors = [("error", "train"), *([("error", other)] if other else [])]
+    return errors + [(name, "train") for name in names]
+
+
+def _heads(wanted: Sequence[tuple[str, str]]) -> list[tuple[Quantity, str]]:
+    return [(CATALOGUE[name], split if name == "error" else "") for name, split in wanted]
+
+
+def _link(run: Run, base: Path) -> str:
+    report = run.folder / REPORT_FILE
+    if not report.is_file():
+        return ""
+    return quote(Path(os.path.relpath(report.resolve(), base.resolve())).as_posix())
+
+
+def _own_cell(run: Run, name: str, split: str) -> Cell:
+    rows = split_rows(run.history, split)
+    if rows.empty:
+        return Cell("·", "none")
+    value = float(rows[name].iloc[-1])
+    return Cell(number(value), "nan" if value != value else "value")
+
+
+def _duration(seconds: float) -> str:
+    if not seconds < 6000:
+        minutes = round(seconds / 60) if math.isfinite(seconds) else 0
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{seconds:.3g} s" if seconds < 100 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+
+
+def _machine(facts: dict[str, Any]) -> str:
+    cores = facts.get("cpu_count")
+    return str(facts.get("gpu") or (f"{cores} CPU cores" if cores else "–"))

@@ -1,0 +1,53 @@
+"""What a run folder tells about its run, for the record that others keep of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from ncmonitor.provenance import read_run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_PICTURES: Final = (".png", ".gif", ".jpg")
+#: Of ``run.json``, beside how the run was measured.
+_KEPT: Final = ("ncmonitor", "versions", "commit", "dirty", "command", "created", "seed")
+
+
+def group_of(folder: Path, facts: Mapping[str, Any]) -> str | None:
+    """Return the group: runs that differ by the seed alone lie in one folder."""
+    parent = folder.resolve().parent.name
+    return parent if re.fullmatch(r"\d{8}-\d{6}-seeds\d+(-\d+)?", parent) else facts.get("recipe")
+
+
+def options_of(folder: Path) -> dict[str, Any]:
+    """Return the options of a run of ``ncmonitor fit``; nothing for other runs."""
+    import yaml
+
+    try:
+        options = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return options if isinstance(options, dict) else {}
+
+
+def facts_of(folder: Path, history: pd.DataFrame) -> dict[str, Any]:
+    """Return what the callback writes into the config: how the run was measured, and with what."""
+    run = read_run(folder)
+    how = run.get("measurement")
+    facts = dict(how) if isinstance(how, dict) else {}
+    facts |= {name: run[name] for name in _KEPT if name in run}
+    train = history.loc[history["split"] == "train"]
+    for name in ("tpt_start_exact", "tpt_start_effective"):
+        known = train[name].dropna()
+        if len(known):
+            facts[name] = float(known.iloc[-1])
+    return facts
+
+
+def pictures_of(folder: Path) -> list[Path]:
+    """Return the figures of a run folder."""
+    return sorted(p for p in folder.glob("figures/*") if p.suffix.lower() in _PICTURES)

@@ -1,0 +1,319 @@
+"""``ncmonitor fit --seeds N``: every seed has its run, and one page compares them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import yaml
+
+from ncmonitor.cli import main
+from ncmonitor.history import read_history
+from ncmonitor.provenance import read_run
+from ncmonitor.recipes import seeds as module
+
+pytestmark = pytest.mark.filterwarnings(
+    # LightningCLI 2.6 calls jsonargparse by names that its version 4.49 has retired.
+    "ignore::DeprecationWarning:pytorch_lightning.cli",
+)
+Fit = Callable[..., tuple[int, str, str]]
+SHORT = (
+    *("digits", "--trainer.max_epochs=1", "--trainer.logger=false"),
+    "--trainer.enable_progress_bar=false",
+)
+
+
+class Children:
+    """Stands in for ``subprocess.Popen``: a child is a command in this process.
+
+    Attributes:
+        started: Words and environment of each.
+        statuses: Exit statuses of children that do not run, by number.
+    """
+
+    def __init__(self) -> None:
+        self.started: list[tuple[list[str], Mapping[str, str]]] = []
+        self.statuses: dict[int, int] = {}
+
+    def __call__(self, command: Sequence[str], env: Mapping[str, str]) -> Children:
+        at = command.index("ncmonitor")
+        self.started.append(([*command[at + 1 :]], env))
+        return self
+
+    def wait(self) -> int:
+        words, env = self.started[-1]
+        if (status := self.statuses.pop(len(self.started), None)) is not None:
+            return status
+        with mock.patch.dict(os.environ, env, clear=True):
+            return main(words)
+
+
+@pytest.fixture
+def children(monkeypatch: pytest.MonkeyPatch) -> Children:
+    made = Children()
+    monkeypatch.setattr(module, "subprocess", SimpleNamespace(Popen=made))
+    return made
+
+
+@pytest.fixture
+def plain_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write pages without figures, which take longer than the runs."""
+    import ncmonitor.compare
+    import ncmonitor.html
+
+    def report(run_dir: Path) -> Path:
+        (run_dir / "report.html").write_text("<html>")
+        return run_dir / "report.html"
+
+    def comparison(run_dirs: Sequence[Path], out: Path, title: str | None = None) -> Path:
+        out.write_text("<html>" + " ".join(folder.name for folder in run_dirs))
+        return out
+
+    monkeypatch.setattr(ncmonitor.html, "write_report", report)
+    monkeypatch.setattr(ncmonitor.compare, "write_comparison", comparison)
+
+
+@pytest.fixture
+def fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Fit]:
+    """Give the command, run in an empty folder; it returns status, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_QUIET", "true")  # so that it is undone
+    threads = torch.get_num_threads()  # which a recipe may set
+
+    def run(*words: str) -> tuple[int, str, str]:
+        status = main(["fit", *words])
+        return status, *capfd.readouterr()
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+def group(here: Path) -> Path:
+    (folder,) = here.glob("runs/digits/*")
+    return folder
+
+
+def test_each_seed_has_a_run_of_its_own_and_one_page_compares_them(
+    fit: Fit, children: Children, tmp_path: Path
+) -> None:
+    status, out, _ = fit(*SHORT, "--seeds", "2", "--seed_everything", "5")
+    assert status == 0
+    folder = group(tmp_path)
+    assert folder.name.endswith("-seeds2")
+    assert {path.name for path in folder.glob("seed*")} == {"seed5", "seed6"}
+    for seed in (5, 6):
+        assert (folder / f"seed{seed}" / "report.html").is_file()
+        config = yaml.safe_load((folder / f"seed{seed}" / "config.yaml").read_text())
+        assert config["seed_everything"] == seed
+        assert config["trainer"]["default_root_dir"] is None  # so that it can be run again
+        assert read_run(folder / f"seed{seed}")["seed"] == seed
+    assert "<html" in (folder / "report.html").read_text()
+    shown = folder.relative_to(tmp_path)
+    assert f"seed 2 of 2: trains in {shown}/seed6" in out
+    assert f"open {shown}/report.html in a browser" in out
+
+
+@pytest.mark.usefixtures("plain_pages")
+def test_children_get_the_users_words_and_a_wandb_group(
+    fit: Fit, children: Children, tmp_path: Path
+) -> None:
+    assert fit(*SHORT, "--seeds=2")[0] == 0
+    assert [words for words, _ in children.started] == [
+        ["fit", *SHORT, "--seed_everything", seed] for seed in ("0", "1")
+    ]
+    assert {env["WANDB_RUN_GROUP"] for _, env in children.started} == {group(tmp_path).name}
+
+
+@pytest.mark.usefixtures("plain_pages")
+def test_closing_lines_give_mean_and_standard_deviation(
+    fit: Fit, children: Children, tmp_path: Path
+) -> None:
+    _, out, _ = fit(*SHORT, "--seeds", "2")
+    rows = [read_history(f).query("epoch == 1") for f in sorted(group(tmp_path).glob("seed?"))]
+    nc1 = torch.tensor([float(r.query("split == 'train'")["nc1"].iloc[0]) for r in rows])
+    error = torch.tensor([float(r.query("split == 'val'")["error"].iloc[0]) for r in rows])
+    assert "After 1 epochs, seeds 0, 1, mean ± standard deviation:" in out
+    assert f"  train nc1               {nc1.mean():.2g} ± {nc1.std():.2g}\n" in out
+    assert f"  val error               {error.mean():.2g} ± {error.std():.2g}\n" in out
+
+
+@pytest.mark.usefixtures("plain_pages")
+def test_one_seed_is_a_group_of_one_without_a_deviation(
+    fit: Fit, children: Children, tmp_path: Path
+) -> None:
+    status, out, _ = fit(*SHORT, "--seeds", "1", "--trainer.default_root_dir", "mine")
+    assert status == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"mine"}
+    assert (tmp_path / "mine" / "seed0" / "history.csv").is_file()
+    assert "After 1 epochs, seed 0:" in out
+    assert "±" not in out
+
+
+@pytest.mark.usefixtures("plain_pages")
+def test_a_failed_seed_is_named_and_the_others_are_compared(
+    fit: Fit, children: Children, tmp_path: Path
+) -> None:
+    children.statuses = {2: -signal.SIGKILL}
+    status, out, err = fit(*SHORT, "--seeds", "3")
+    assert status == 1
+    assert "seed 2 of 3 failed (SIGKILL)" in err
+    assert "Failed: seed 1." in out
+    assert "After 1 epochs, seeds 0, 2, mean" in out
+    assert (group(tmp_path) / "report.html").read_text() == "<html>seed0 seed2"
+    assert {path.name for path in group(tmp_path).glob("seed*")} == {"seed0", "seed2"}
+
+
+@pytest.mark.usefixtures("plain_pages")
+def test_a_comparison_that_fails_leaves_the_runs_and_says_so(
+    fit: Fit, children: Children, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ncmonitor.compare
+
+    def fail(*_: Any, **__: Any) -> Path:
+        raise OSError("no space")
+
+    monkeypatch.setattr(ncmonitor.compare, "write_comparison", fail)
+    with pytest.warns(UserWarning, match="no comparison: OSError: no space"):
+        status, out, _ = fit(*SHORT, "--seeds", "1")
+    assert status == 0
+    assert "report.html in a browser" in out  # the run's own
+    assert (group(tmp_path) / "seed0" / "history.csv").is_file()
+
+
+@pytest.mark.usefixtures("plain_pages")
+def test_resuming_keeps_finished_seeds_goes_on_with_one_and_trains_the_missing(
+    fit: Fit, children: Children, tmp_path: Path
+) -> None:
+    children.statuses = {2: 1, 3: 1}
+    assert fit(*SHORT, "--seeds", "3")[0] == 1
+    folder = group(tmp_path)
+    before = (folder / "seed0" / "history.csv").read_bytes()
+    # Seed 1 was killed when it had saved its only epoch, and seed 2 had not begun.
+    with mock.patch.dict(os.environ):
+        words = ("--trainer.default_root_dir", str(folder / "seed1"), "--seed_everything", "1")
+        assert fit(*SHORT, *words)[0] == 0
+    run = read_run(folder / "seed1")
+    (folder / "seed1" / "run.json").write_text(
+        (folder / "seed1" / "run.json").read_text().replace(f'"{run["finished"]}"', "null")
+    )
+    children.started.clear()
+    status, out, _ = fit(*SHORT, "--seeds", "3", "--resume")
+    assert status == 0, out
+    assert ["--resume" in words for words, _ in children.started] == [True, False]
+    assert "seed 1 of 3: " in out
+    assert "has finished" in out
+    assert (folder / "seed0" / "history.csv").read_bytes() == before
+    assert all(read_run(folder / f"seed{seed}")["finished"] for seed in range(3))
+    assert group(tmp_path) == folder  # and no other
+    status, _, err = fit(*SHORT, "--seeds", "3", "--resume")
+    assert status == 2
+    assert "runs/digits holds no interrupted --seeds 3 from seed 0" in err
+
+
+@pytest.mark.usefixtures("plain_pages")
+def test_resuming_with_other_options_is_refused_before_any_seed(
+    fit: Fit, children: Children, tmp_path: Path
+) -> None:
+    children.statuses = {2: 1}
+    fit(*SHORT, "--seeds", "2")
+    children.started.clear()
+    status, _, err = fit(*SHORT, "--seeds", "2", "--resume", "--model.lr", "0.2")
+    assert status == 2
+    assert "was started with model.init_args.lr 0.05 (now 0.2)" in err
+    assert not children.started
+
+
+MISTAKES = {
+    "digits --seeds 0": "--seeds takes a number of runs, 1 or more (--seeds 3), but got '0'",
+    "digits --seeds -1": "but got '-1'",
+    "digits --seeds x": "but got 'x'",
+    "digits --seeds": "but got ''",
+    "digits --seeds 2 --model.lrr 3": "unknown option model.lrr; did you mean 'model.lr'",
+    "digits --seeds 2 --seed_everything true": "seed_everything, which must be a number",
+    "digits --seeds 2 --trainer.fast_dev_run 1": "keeps nothing to compare",
+    "digits --seeds 2 --resume": "runs/digits holds no interrupted --seeds 2 from seed 0",
+    "digits --seeds 2 --model.network.hidden [0]": "every size must be at least 1",
+    "digits --seeds 2 --trainer.accelerator gpus": "You selected an invalid accelerator name",
+    "digits --seeds 2 --ckpt_path .": "--ckpt_path is of one run",
+}
+
+
+@pytest.mark.parametrize("words", list(MISTAKES))
+def test_a_mistake_is_found_before_the_first_seed(
+    words: str, fit: Fit, children: Children, tmp_path: Path
+) -> None:
+    status, out, err = fit(*words.split())
+    assert status == 2
+    (line,) = [line for line in err.splitlines() if line.startswith("ncmonitor: error: ")]
+    assert MISTAKES[words] in line
+    assert "Traceback" not in out + err
+    assert not children.started
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("folder", [(), ("--trainer.default_root_dir", "mine")])
+def test_a_mistake_that_only_a_run_finds_is_reported_once(
+    folder: tuple[str, ...], fit: Fit, children: Children, tmp_path: Path
+) -> None:
+    status, _, err = fit(*SHORT, "--seeds", "3", "--data.batch_size", "5000", *folder)
+    assert status == 2
+    assert err.count("there are 1437 training images") == 1
+    assert len(children.started) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_runs_are_not_overwritten_in_a_named_folder(fit: Fit, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "seed0").mkdir(parents=True)
+    (tmp_path / "mine" / "seed0" / "history.csv").write_text("epoch\n")
+    status, _, err = fit(*SHORT, "--seeds", "2", "--trainer.default_root_dir", "mine")
+    assert status == 2
+    assert "mine already holds runs" in err
+
+
+CTRL_C = """
+import os, signal
+import pytorch_lightning as pl
+
+class CtrlC(pl.Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if "CTRL_C" in os.environ and trainer.current_epoch == 1:
+            os.killpg(0, signal.SIGINT)  # as a terminal does
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_run_and_starts_no_other_and_resuming_finishes(tmp_path: Path) -> None:
+    (tmp_path / "ctrl_c.py").write_text(CTRL_C)
+
+    def command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        given = ("--trainer.max_epochs=2", "--trainer.callbacks+=ctrl_c.CtrlC", "--seeds=2")
+        return subprocess.run(
+            [sys.executable, "-m", "ncmonitor", "fit", *SHORT, *given, *words],
+            cwd=tmp_path, env=os.environ | environment, start_new_session=True,
+            capture_output=True, text=True, timeout=200, check=False,
+        )  # fmt: skip
+
+    stopped = command(CTRL_C="1")
+    folder = group(tmp_path)
+    assert stopped.returncode == 1, stopped.stderr
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"seed0"}
+    assert "Not finished: seed 0, 1; the same command with --resume goes on." in stopped.stdout
+    assert "Traceback" not in stopped.stderr
+    assert (folder / "report.html").is_file()  # of what is there
+    resumed = command("--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert group(tmp_path) == folder
+    for seed in (0, 1):
+        assert read_run(folder / f"seed{seed}")["finished"]
+        assert read_history(folder / f"seed{seed}")["epoch"].max() == 2
