@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from ncmonitor.callbacks.progress import measuring
 from ncmonitor.callbacks.sources import Source, fit_sources, length_of
 from ncmonitor.callbacks.strategies import one_network, ranks_of
 from ncmonitor.classifier import Classifier
+from ncmonitor.companions import Maker
 from ncmonitor.moments import ClassMoments
 from ncmonitor.ranks import ALONE, Alone
 from ncmonitor.report import CollapseReport
@@ -172,6 +173,7 @@ class Measurement:
         source: Source,
         references: Mapping[str, ClassMoments] | None = None,
         share: float | None = None,
+        makers: Sequence[Maker] = (),
     ) -> Reports:
         """Run the network over a split and return the reports; of train with its null.
 
@@ -181,10 +183,12 @@ class Measurement:
             source: One of :meth:`sources`.
             references: Moments of the training set by layer, for every other split.
             share: Expected share of the fit's time, for the progress bar.
+            makers: Of what else is to see the features of the classifier.
         """
 
         def work() -> Reports:
-            return self._measure(source(self.batch_size, self.ranks), references or {}, share)
+            loader = source(self.batch_size, self.ranks)
+            return self._measure(loader, references or {}, share, makers)
 
         return self._while_it_fits(work, lambda: source(None, ALONE))
 
@@ -210,7 +214,11 @@ class Measurement:
                 )
 
     def _measure(
-        self, loader: Any, references: Mapping[str, ClassMoments], share: float | None
+        self,
+        loader: Any,
+        references: Mapping[str, ClassMoments],
+        share: float | None,
+        makers: Sequence[Maker],
     ) -> Reports:
         options = self.options
         with (
@@ -229,6 +237,7 @@ class Measurement:
                     options.settings,
                     FeatureBank(budget),
                     references.get(layer),
+                    () if layer else makers,
                 )
                 for layer in ("", *self.layers)
             ]

@@ -43,6 +43,7 @@ from ncmonitor.callbacks.session import Session, excused
 from ncmonitor.callbacks.sources import is_dry_run
 from ncmonitor.callbacks.strategies import check_strategy
 from ncmonitor.callbacks.wandb_runs import WandbRuns
+from ncmonitor.companions import Maker
 from ncmonitor.history import history_frame, read_history
 from ncmonitor.report import CollapseReport
 from ncmonitor.settings import Settings
@@ -113,6 +114,7 @@ class NeuralCollapse(Base):
     Attributes:
         after_measurement: Functions of ``(trainer, pl_module, epoch)``, called once an epoch is
             in :attr:`history`.
+        makers: Of what else looks at every feature of the training set, in the same pass.
         recipe: What the run is called in its record, for grouping; ``None``: nothing.
 
     Raises:
@@ -162,6 +164,7 @@ class NeuralCollapse(Base):
             raise InputError("prefix= is the first part of every log key, and must not be empty")
         self.schedule, self.prefix, self.verbose = schedule, prefix, verbose
         self.after_measurement: list[Callable[[pl.Trainer, pl.LightningModule, int], None]] = []
+        self.makers: list[Maker] = []
         self._options = Options(
             classifier=classifier,
             num_classes=num_classes,
@@ -435,7 +438,7 @@ class NeuralCollapse(Base):
             log.start(self._ledger.rows, how, trainer.max_epochs or -1, self._ledger.metrics)
         if log.active:
             mailbox.leave(self._address, self._run_dir, trainer)
-        return Session(measurement, self._ledger, log)
+        return Session(measurement, self._ledger, log, self.makers)
 
     def _is_scheduled(self, epoch: int, trainer: pl.Trainer) -> bool:
         """Ask the user's policy, which need not be the same on every rank."""

@@ -14,6 +14,7 @@ from typing import Any, Final
 import pytorch_lightning as pl
 
 from ncmonitor._checks import InputError
+from ncmonitor._snapshot_file import begin_snapshots
 from ncmonitor.history import (
     COLUMNS,
     HISTORY_FILE,
@@ -98,7 +99,8 @@ class RunLog:
         }
         self._facts |= _earlier(self.run_dir, self._facts) if rows else {}
         try:
-            keep_previous(self.run_dir, rows)
+            aside = keep_previous(self.run_dir, rows)
+            begin_snapshots(self.run_dir, {int(row["epoch"]) for row in rows}, aside)
             self._facts["measurement"] |= _found_before(self.run_dir)
             start_history(self.run_dir, rows, self._columns)
             write_run(self.run_dir, self._facts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import pytorch_lightning as pl
@@ -20,6 +20,7 @@ from ncmonitor.callbacks.options import Options
 from ncmonitor.callbacks.rows import Row, layer_split
 from ncmonitor.callbacks.run_log import RunLog
 from ncmonitor.callbacks.sources import Source, is_dry_run, test_sources
+from ncmonitor.companions import Maker
 from ncmonitor.floors import class_facts
 from ncmonitor.history import NULL_SPLIT, ONLINE_SPLIT
 from ncmonitor.report import CollapseReport
@@ -37,13 +38,17 @@ class Session:
         measurement: Of the trainer and module of this fit.
         ledger: Keeps the rows.
         log: Writes them.
+        makers: Of what else is to see the features of the training set.
 
     Attributes:
         trained: The last reports of the training set, by layer; empty if they failed.
     """
 
-    def __init__(self, measurement: Measurement, ledger: Ledger, log: RunLog) -> None:
+    def __init__(
+        self, measurement: Measurement, ledger: Ledger, log: RunLog, makers: Sequence[Maker] = ()
+    ) -> None:
         self.measurement, self.ledger, self.log = measurement, ledger, log
+        self._makers = makers
         self.trained: Reports = {}
         self.online: Online | None = None
         self._weights: dict[str, int] = {}
@@ -185,7 +190,8 @@ class Session:
         references = {} if train else {k: report.moments for k, report in self.trained.items()}
         try:
             with said_once(self._said):
-                reports = self.measurement.measure(source, references, self.ledger.overhead.share)
+                share, makers = self.ledger.overhead.share, self._makers if train else ()
+                reports = self.measurement.measure(source, references, share, makers)
             dry = is_dry_run(self.measurement.trainer)  # a first batch may well hold one class
             if train and not dry and reports[""].n_classes_present < 2:
                 raise InputError("the training set holds one class; neural collapse needs two")

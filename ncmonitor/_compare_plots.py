@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ncmonitor._aggregate import thinned
@@ -109,6 +110,42 @@ def compared_panel(
         pad = max(0.5, 0.02 * (last - first))
         ax.set_xlim(first - pad, last + pad)
     return figure
+
+
+def with_key(figure: Figure, groups: Sequence[Group], look: Look) -> Figure:
+    """Add below a compared panel what its lines are, so that it can stand alone.
+
+    Args:
+        figure: From :func:`compared_panel`; it becomes higher.
+        groups: What is compared.
+        look: What was shown.
+    """
+    first = look.splits[0]
+    with own_style():
+        keys = [_line(look.colour(i), look.dashes(i, first), g.label) for i, g in enumerate(groups)]
+        if len(look.splits) > 1:
+            keys += [_line(MUTED, look.dashes(0, split), split) for split in look.splits]
+        mark: dict[str, Any] = {"marker": "v", "linestyle": "none", "markeredgewidth": 0}
+        keys.append(Line2D([], [], color=MUTED, label="TPT starts", **mark))
+        [ax] = figure.axes
+        left, bottom, width, height = ax.get_position().bounds
+        old = figure.get_figheight()
+        new = old + 0.17 * len(keys) + 0.12
+        figure.set_size_inches(figure.get_figwidth(), new)
+        ax.set_position((left, 1 - (1 - bottom) * old / new, width, height * old / new))
+        style: dict[str, Any] = {"frameon": False, "fontsize": 8, "labelspacing": 0.3}
+        place: dict[str, Any] = {
+            "loc": "lower left",
+            "bbox_to_anchor": (left - 0.03, 0),
+            "borderpad": 0.2,
+        }
+        figure.legend(handles=keys, **place, **style)
+    return figure
+
+
+def _line(colour: str, dashes: Sequence[float], label: str) -> Line2D:
+    style: Any = (0, tuple(dashes)) if dashes else "-"
+    return Line2D([], [], color=colour, linestyle=style, label=label.replace("$", r"\$"))
 
 
 def _draw(

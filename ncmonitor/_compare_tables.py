@@ -13,11 +13,11 @@ import numpy as np
 
 from ncmonitor import _aggregate
 from ncmonitor._groups import Group
+from ncmonitor._page import GROUPS, REPORT_FILE, Cell, value_cell
 from ncmonitor._runs import Run
 from ncmonitor._table import split_rows
-from ncmonitor._verdict import MAIN, number, section
+from ncmonitor._verdict import MAIN, section
 from ncmonitor.catalogue import CATALOGUE, FIT, METRICS, PHASE, Quantity
-from ncmonitor.html import GROUPS, REPORT_FILE, Cell
 
 #: Columns of the first table, on the training set; the errors of both splits stand before them.
 _GROUP_COLUMNS: Final = (
@@ -129,8 +129,7 @@ def _own_cell(run: Run, name: str, split: str) -> Cell:
     rows = split_rows(run.history, split)
     if rows.empty:
         return Cell("·", "none")
-    value = float(rows[name].iloc[-1])
-    return Cell(number(value), "nan" if value != value else "value")
+    return value_cell(float(rows[name].iloc[-1]))
 
 
 def _duration(seconds: float) -> str:

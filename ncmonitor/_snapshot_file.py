@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -80,6 +82,37 @@ def append_snapshot(run_dir: str | Path, snapshot: Snapshot) -> None:
         for name, value in vars(snapshot).items()
     }
     append_line(Path(run_dir) / SNAPSHOT_FILE, {k: rounded(v) for k, v in entry.items()})
+
+
+def begin_snapshots(run_dir: Path, epochs: Collection[int], aside: int | None = None) -> None:
+    """Make the file of a folder that of the run that begins or goes on there.
+
+    Args:
+        run_dir: Folder of the run.
+        epochs: Measured epochs of the run so far; snapshots of others are dropped.
+        aside: The number under which another run's files are set aside, if there was one.
+    """
+    path = run_dir / SNAPSHOT_FILE
+    if not path.is_file():
+        return
+    if aside is not None:
+        path.replace(path.with_suffix(f".{aside}.jsonl"))
+        return
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    kept = [line for line in lines if _epoch_of(line) in epochs]
+    if kept != lines:
+        part = path.with_suffix(".part")
+        part.write_text("".join(kept), encoding="utf-8")
+        part.replace(path)
+
+
+def _epoch_of(line: str) -> int | None:
+    """Return the epoch of a line; ``None`` if it is torn or damaged."""
+    try:
+        epoch = json.loads(line)["epoch"] if line.endswith("\n") else None
+    except (ValueError, TypeError, KeyError):
+        return None
+    return epoch if isinstance(epoch, int) else None
 
 
 def read_snapshots(run_dir: str | Path) -> list[Snapshot]:

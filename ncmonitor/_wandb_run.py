@@ -140,10 +140,14 @@ def log_history(run: Any, prefix: str, history: pd.DataFrame) -> None:
 
 
 def log_pictures(run: Any, prefix: str, pictures: Iterable[Path], epoch: float) -> None:
-    """Log image files by the names of the files."""
+    """Log image files by the names of the files; animations (``.gif``) as videos."""
     import wandb
 
-    media = {f"{prefix}_media/{path.stem}": wandb.Image(str(path)) for path in pictures}
+    media: dict[str, Any] = {}
+    for path in pictures:
+        moves = path.suffix.lower() == ".gif"
+        picture = wandb.Video(str(path), format="gif") if moves else wandb.Image(str(path))
+        media[f"{prefix}_media/{path.stem}"] = picture
     if media:
         run.log(media | {f"{prefix}/epoch": epoch})
 

@@ -132,9 +132,9 @@ def _fit(words: Sequence[str]) -> int:
 def _report(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="ncmonitor report",
-        description="Write report.html and figures/ from what a run left on disk: "
-        "finished, running or killed. Several runs are set side by side on one page, with their "
-        "numbers as CSV next to it; runs that differ by the seed alone as mean and sd.",
+        description="Write report.html from what a run left on disk: finished, running or killed. "
+        "Several runs are set side by side on one page, with their numbers as CSV next to it; "
+        "runs that differ by the seed alone as mean and sd.",
     )
     parser.add_argument(
         "run_dirs",
@@ -150,13 +150,27 @@ def _report(words: Sequence[str]) -> int:
         help="where a comparison goes (default: ./comparison.html; of one folder that holds runs: "
         "report.html in it)",
     )
+    parser.add_argument(
+        "--format",
+        choices=("html", "png", "pdf", "csv"),
+        default="html",
+        help="html: a page (default); png, pdf: its figures for a paper, one file each, into "
+        "figures/ of the run; csv: its numbers as a tidy table",
+    )
     chosen = parser.parse_args(words)
+    report = importlib.import_module("ncmonitor.compare").report
     try:
-        report = importlib.import_module("ncmonitor.compare").report(chosen.run_dirs, chosen.out)
+        files = report(chosen.run_dirs, chosen.out, chosen.format)
     except OSError as error:  # a folder that cannot be written, a file in the way
         raise InputError(f"the report cannot be written: {error}") from error
-    print(f"{report}   (open it in any browser)")
+    for file in files:
+        print(f"{file}   (open it in any browser)" if chosen.format == "html" else file)
     return 0
+
+
+def _watch(words: Sequence[str]) -> int:
+    status: int = importlib.import_module("ncmonitor.watch").main(words)
+    return status
 
 
 def _sync(words: Sequence[str]) -> int:
@@ -174,6 +188,7 @@ _COMMANDS: Final = {
     "fit": _Command("NAME [--any.option VALUE]", "train one, measured every epoch", _fit),
     "metrics": _Command("[NAME]", "list the quantities, or explain one", _metrics),
     "report": _Command("RUN_DIR [RUN_DIR ...]", "write report.html, or compare runs", _report),
+    "watch": _Command("[RUN_DIR]", "follow a run as live charts in the terminal", _watch),
     "sync": _Command("RUN_DIR", "replay a run into W&B, or add what is new", _sync),
     "dashboard": _Command(
         "push|export", "build the W&B workspace, or write it as JSON", _dashboard

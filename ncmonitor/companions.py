@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from ncmonitor.centres import Centres
 from ncmonitor.geometry import Span, Vectors
 from ncmonitor.pairs import sampled_columns
 from ncmonitor.ranks import Alone
+
+if TYPE_CHECKING:
+    from ncmonitor.looks import FirstLook
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,11 @@ class Companion(Protocol):
         """Take in a block."""
 
     def meet(self, ranks: Alone) -> None:
-        """Make the sums those of all ranks."""
+        """Make the sums those of all ranks, once each has taken in its last block."""
+
+
+#: Makes a companion from the first look at a split, complete, and from its centres.
+Maker = Callable[["FirstLook", Centres], Companion]
 
 
 class Scatter:

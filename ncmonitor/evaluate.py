@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import torch
@@ -14,7 +14,7 @@ from ncmonitor._sources import check_first
 from ncmonitor.catalogue import CATALOGUE
 from ncmonitor.centres import Centre, Centres
 from ncmonitor.classifier import Classifier
-from ncmonitor.companions import Companion, Directional, Fuzziness, Margin, Scatter
+from ncmonitor.companions import Companion, Directional, Fuzziness, Maker, Margin, Scatter
 from ncmonitor.geometry import Span
 from ncmonitor.looks import FirstLook, SecondLook
 from ncmonitor.metrics import SHAPE, SPREAD, applicable
@@ -39,13 +39,18 @@ class Evaluation:
         first: The first look, complete.
         reference: Moments whose class means decide the nearest class; ``None``: the split's own.
         settings: What to compute.
+        makers: Of what else is to see the second look.
 
     Attributes:
         second: The second look; it takes the same stream again.
     """
 
     def __init__(
-        self, first: FirstLook, reference: ClassMoments | None, settings: Settings
+        self,
+        first: FirstLook,
+        reference: ClassMoments | None,
+        settings: Settings,
+        makers: Sequence[Maker] = (),
     ) -> None:
         classifier = first.classifier is not None
         self._names = applicable(settings.names, classifier=classifier, decisions=first.decides)
@@ -65,7 +70,7 @@ class Evaluation:
         self._fuzziness: Fuzziness | None = None
         self._margin: Margin | None = None
         del shape
-        self.second = self._look(reference)
+        self.second = self._look(reference, makers)
 
     def report(self) -> CollapseReport:
         """Return the report, once the second look is complete."""
@@ -88,7 +93,7 @@ class Evaluation:
             vectors={"nc1_per_class": per_class} if "nc1_per_class" in self._names else {},
         )
 
-    def _look(self, reference: ClassMoments | None) -> SecondLook:
+    def _look(self, reference: ClassMoments | None, makers: Sequence[Maker]) -> SecondLook:
         """Return the second look, ready for the stream."""
         moments, asks = self._first.moments, self._settings.asks
         own = train = Centres(moments, self._centre, self._span, present_classes(moments))
@@ -106,6 +111,7 @@ class Evaluation:
             self._ask_pairs(own, self._shape)
         every = (self._scatter, self._directional, self._fuzziness)
         companions: list[Companion] = [each for each in every if each is not None]
+        companions += [make(self._first, own) for make in makers]
         return SecondLook(moments.num_classes, own, train, companions, self._margin)
 
     def _ask_pairs(self, own: Centres, shape: Shape) -> None:

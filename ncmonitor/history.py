@@ -74,23 +74,28 @@ def start_history(
     part.replace(run_dir / HISTORY_FILE)
 
 
-def keep_previous(run_dir: Path, rows: Iterable[Row] = ()) -> None:
+def keep_previous(run_dir: Path, rows: Iterable[Row] = ()) -> int | None:
     """Set another run's history in the same folder aside, as ``history.1.csv`` and so on.
 
     Args:
         run_dir: Folder of the run.
         rows: Rows that this run brings along; a history that begins with them is its own.
+
+    Returns:
+        The number that the other history got; ``None`` if there was none.
     """
     path = run_dir / HISTORY_FILE
-    if path.exists():
-        old = path.read_text(encoding="utf-8", errors="replace")
-        mine = _lines(rows, old.partition("\n")[0].split(","), strict=False)  # other columns
-        if mine and old.partition("\n")[2].startswith(mine):
-            return
-        number = 1
-        while (aside := path.with_suffix(f".{number}.csv")).exists():
-            number += 1
-        path.rename(aside)
+    if not path.exists():
+        return None
+    old = path.read_text(encoding="utf-8", errors="replace")
+    mine = _lines(rows, old.partition("\n")[0].split(","), strict=False)  # other columns
+    if mine and old.partition("\n")[2].startswith(mine):
+        return None
+    number = 1
+    while (aside := path.with_suffix(f".{number}.csv")).exists():
+        number += 1
+    path.rename(aside)
+    return number
 
 
 def append_history(run_dir: Path, rows: Iterable[Row], columns: Sequence[str] = COLUMNS) -> None:

@@ -227,13 +227,13 @@ class SecondLook:
         self._whitened.index_add_(0, labels, _square_norms(projected.mul_(self.own.inverse)))
 
     def meet(self, ranks: Alone) -> None:
-        """Make the sums those of all ranks."""
+        """Make the sums those of all ranks; companions learn that the look is complete."""
+        for companion in self.companions:
+            companion.meet(ranks)
         if ranks.size == 1:
             return
         for name in ("_whitened", "_in_span", "_disagreements", "_correct"):
             setattr(self, name, ranks.sum(getattr(self, name)))
-        for companion in self.companions:
-            companion.meet(ranks)
         if self.margin is not None:
             self.margin.meet(ranks)
 

@@ -88,6 +88,13 @@ class SnapshotBuilder:
         return self._chosen or tuple(sorted(self._kept))
 
     @property
+    def kept(self) -> tuple[FloatArray, IntArray]:
+        """The features kept so far, ``(n, d)`` class by class, and their classes, ``(n,)``."""
+        rows = [row for c in self.corners for row in self._kept[c]]
+        sizes = [len(self._kept[c]) for c in self.corners]
+        return np.array(rows), np.repeat(np.array(self.corners, dtype=np.int64), sizes)
+
+    @property
     def complete(self) -> bool:
         """Whether nothing that may follow can change the points."""
         settled = self._chosen is not None or self.corners == (0, 1, 2)
@@ -140,7 +147,7 @@ class SnapshotBuilder:
         """
         means = numbers.floats_of(class_means)
         present = np.flatnonzero(numbers.array_of(counts) > 0)
-        self._check_present(present, split)
+        self.check_present(present, split)
         rows = None if weight is None else numbers.checked_rows(weight, means)
         shown = numbers.evenly_spaced(present, SHOWN_CLASSES)
         centre = means[present].mean(axis=0)
@@ -167,7 +174,17 @@ class SnapshotBuilder:
             **self._picture(means, rows),
         )
 
-    def _check_present(self, present: IntArray, split: str) -> None:
+    def check_present(self, present: IntArray, split: str) -> None:
+        """Raise unless there are classes with samples, and the chosen corners among them.
+
+        Args:
+            present: The classes that have samples.
+            split: Name of the split.
+
+        Raises:
+            InputError: If a chosen corner class has no sample.
+            MeasurementError: If no class has one.
+        """
         if not len(present):
             raise MeasurementError(f"a snapshot of {split} needs samples, but no class has one")
         missing = sorted(set(self._chosen or ()) - set(present.tolist()))

@@ -11,6 +11,7 @@ from ncmonitor._sources import check_first, check_rereadable, check_same
 from ncmonitor._tensors import as_tensor
 from ncmonitor.bank import Entry, FeatureBank
 from ncmonitor.classifier import Classifier
+from ncmonitor.companions import Maker
 from ncmonitor.evaluate import Evaluation
 from ncmonitor.looks import FirstLook
 from ncmonitor.moments import ClassMoments
@@ -32,6 +33,7 @@ class Study:
         settings: What to compute.
         bank: Keeps the features between the looks.
         reference: Moments whose class means decide the nearest class; ``None``: the stream's own.
+        makers: Of what else is to see every feature, beside the metrics; not of shuffled labels.
         first: The first look: of this rank's share, and of all once they have met.
     """
 
@@ -40,6 +42,7 @@ class Study:
     settings: Settings
     bank: FeatureBank
     reference: ClassMoments | None = None
+    makers: Sequence[Maker] = ()
     first: FirstLook = field(init=False)
 
     def __post_init__(self) -> None:
@@ -59,10 +62,10 @@ class Study:
         """Join the first looks of all ranks."""
         self.first = self._share.over(ranks)
 
-    def evaluate(self, first: FirstLook) -> Evaluation:
+    def evaluate(self, first: FirstLook, makers: Sequence[Maker] = ()) -> Evaluation:
         """Return what is left to do, after a first look."""
         check_first(first, self.reference)
-        return Evaluation(first, self.reference, self.settings)
+        return Evaluation(first, self.reference, self.settings, makers)
 
     def check_same(self, again: FirstLook) -> None:
         """Raise unless a second reading gave what the first one did."""
@@ -97,7 +100,7 @@ def run(
         study.meet(ranks)
     budget = studies[0].bank.budget
     with ranks.together():
-        after = [study.evaluate(study.first) for study in studies]
+        after = [study.evaluate(study.first, study.makers) for study in studies]
         if not budget.enough:
             check_rereadable(batches, budget, times=2 if null_seed is None else 4)
         for entries in _again(studies, batches):

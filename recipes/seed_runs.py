@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import pandas as pd
 
+from ncmonitor._aggregate import spread
 from ncmonitor._checks import InputError
 from ncmonitor.history import HISTORY_FILE, read_history
 from ncmonitor.recipes.resume import is_finished
@@ -86,13 +87,13 @@ def _numbers(runs: SeedRuns, seeds: Sequence[int]) -> list[str]:
     epoch = max(shared)
     table = pd.concat(histories).query("epoch == @epoch")
     which = f"seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
-    spread = ", mean ± standard deviation" if len(seeds) > 1 else ""
-    lines = [f"After {epoch} epochs, {which}{spread}:"]
+    how = ", mean ± standard deviation" if len(seeds) > 1 else ""
+    lines = [f"After {epoch} epochs, {which}{how}:"]
     for split, metric in _SHOWN:
         values = table.loc[table["split"] == split, metric].dropna()
         if len(values):
-            sd = f" ± {values.std(ddof=1):.2g}" if len(values) > 1 else ""
-            lines.append(f"  {f'{split} {metric}':<24}{values.mean():.2g}{sd}")
+            text = spread(values.mean(), values.std(ddof=1))
+            lines.append(f"  {f'{split} {metric}':<24}{text}")
     return lines
 
 

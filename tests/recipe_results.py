@@ -17,6 +17,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from ncmonitor._aggregate import span, spread
+from ncmonitor._verdict import number
 from ncmonitor.catalogue import CATALOGUE
 from ncmonitor.history import HISTORY_FILE, read_history
 from ncmonitor.provenance import read_run
@@ -33,6 +35,12 @@ COLUMNS = (
 )
 SHOWN = ("nc1", "nc2_equinorm_means", "nc2_etf_means", "nc3_self_duality", "nc4_disagreement")
 EPOCHS = 50  # rows of a CSV by seed and split, evenly spaced in the logarithm
+
+#: Options that are left out of the commands shown.
+_WITHOUT_INFLUENCE = (
+    *("--seed_everything", "--seeds", "--trainer.default_root_dir", "--trainer.logger"),
+    "--trainer.enable_progress_bar",
+)
 
 
 # -- taking runs in --------------------------------------------------------------------------------
@@ -106,8 +114,7 @@ def _command(command: str, seeds: int) -> str:
     words = words[words.index("fit") :]
     kept = []
     for word, before in zip(words, ["", *words], strict=False):
-        own = ("--seed_everything", "--trainer.default_root_dir", "--seeds")
-        if not word.startswith(own) and before not in own:
+        if not word.startswith(_WITHOUT_INFLUENCE) and before not in _WITHOUT_INFLUENCE:
             kept.append(word)
     return shlex.join(["ncmonitor", *kept, *(["--seeds", str(seeds)] if seeds > 1 else [])])
 
@@ -151,30 +158,19 @@ def _label(name: str) -> str:
 def _cells(label: str, facts: dict[str, Any]) -> list[str]:
     train, val = last_rows(label), last_rows(label, "val")
     start = train["tpt_start_exact"]
-    begun = "–" if start.isna().any() else _range([int(value) for value in start])
+    begun = "–" if start.isna().any() else span([int(value) for value in start])
     error = mean_and_sd(val["error"] * 100) + " %" if len(val) else "–"
-    seconds = _range([round(value) for value in facts["fit_seconds"]])
+    seconds = span([round(value) for value in facts["fit_seconds"]])
     return [
-        *(", ".join(map(str, facts["seeds"])), _range(facts["epochs"]), f"{seconds} s"),
+        *(", ".join(map(str, facts["seeds"])), span(facts["epochs"]), f"{seconds} s"),
         *(begun, error, *(mean_and_sd(train[name]) for name in SHOWN)),
     ]
 
 
-def _range(values: list[int]) -> str:
-    low, high = min(values), max(values)
-    return str(low) if low == high else f"{low} to {high}"
-
-
 def mean_and_sd(values: pd.Series[float]) -> str:
-    """Write mean ± standard deviation (n − 1) with two digits of the latter; alone for one."""
-    mean = float(values.mean())
-    if len(values) == 1 or float(values.std()) == 0:
-        return f"{mean:.2g}"
-    sd = float(values.std())
-    if 1e-4 <= abs(mean) < 1e4:
-        digits = max(0, 1 - int(np.floor(np.log10(sd))))
-        return f"{mean:.{digits}f} ± {sd:.{digits}f}"
-    return f"{mean:.1e} ± {sd:.0e}"
+    """Write mean ± standard deviation (n − 1); the value alone if there is no spread."""
+    same = len(values) == 1 or float(values.std()) == 0
+    return number(float(f"{values.mean():.3g}")) if same else spread(values.mean(), values.std())
 
 
 def _machines(known: dict[str, Any]) -> list[str]:

@@ -110,7 +110,7 @@ def test_fit_without_a_recipe_says_which_there_are(capsys: pytest.CaptureFixture
         (
             ["fitt"],
             "unknown command 'fitt', expected one of: recipes, fit, metrics, report, "
-            "sync, dashboard; "
+            "watch, sync, dashboard; "
             "did you mean 'fit'?",
         ),
         (["recipes", "mnist_quik"], "unknown recipe 'mnist_quik', expected one of: cifar10, "),

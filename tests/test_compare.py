@@ -19,6 +19,7 @@ from histories import collapse, collapse_rows
 from ncmonitor import InputError
 from ncmonitor._aggregate import aggregate, last_epochs, spread, thinned
 from ncmonitor._axes import SERIES
+from ncmonitor._compare_expected import expected_table
 from ncmonitor._compare_plots import Look, compared_panel, look_of
 from ncmonitor._compare_words import all_cautions, headline
 from ncmonitor._groups import Group, differences, group_runs
@@ -28,7 +29,7 @@ from ncmonitor.cli import main
 from ncmonitor.compare import write_comparison
 from ncmonitor.history import start_history
 from ncmonitor.plots import PANELS
-from test_html import HOSTILE, RUN, Page
+from pages import HOSTILE, RUN, Page
 
 CONFIG: dict[str, Any] = {
     "seed_everything": 0,
@@ -109,13 +110,13 @@ def page(seeds: Path) -> Page:
 @pytest.fixture
 def one_panel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out most pictures, which take a second and do not depend on what is tested."""
-    monkeypatch.setattr("ncmonitor.compare.PANELS", (("error",), ("nc1",)))
+    monkeypatch.setattr("ncmonitor._compare_page.PANELS", (("error",), ("nc1",)))
 
 
 @pytest.fixture
 def no_panels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out all pictures, where only words and files are looked at."""
-    monkeypatch.setattr("ncmonitor.compare.PANELS", ())
+    monkeypatch.setattr("ncmonitor._compare_page.PANELS", ())
 
 
 # ---------------------------------------------------------------------------------- statistics
@@ -513,6 +514,54 @@ def test_runs_grouped_by_their_command_alone_are_cautioned(tmp_path: Path) -> No
     assert "No config.yaml, so these runs are taken together" in cautions_of(folders)
 
 
+# -------------------------------------------------------------------- against what was expected
+
+EXPECT = "\nexpect:\n  epoch: 20\n  nc1: 1.0\n  error: 0.0\n"
+
+
+def test_verdicts_of_a_group_are_counted_and_the_odd_runs_named(tmp_path: Path) -> None:
+    folders = make_seeds(tmp_path, 3)
+    for folder in folders:
+        (folder / "config.yaml").write_text((folder / "config.yaml").read_text() + EXPECT)
+    rows = [row | {"nc1": 2.5} for row in collapse_rows(range(21), exits=(), failed=())]
+    start_history(folders[1], rows)
+    lines, doubts = expected_table(groups_of(folders))
+    assert doubts == []
+    by_key = {line["key"]: line for i, line in lines if i == 0}
+    assert list(by_key) == ["nc1", "error"]  # nothing is said of what nothing is expected of
+    nc1 = by_key["nc1"]
+    assert (nc1["bounds"], nc1["epoch"]) == ("≤ 1", 20)
+    assert nc1["measured"].endswith(" to 2.5")
+    assert nc1["verdicts"] == [
+        ("collapsed as expected (2 of 3: seed0, seed2)", False),
+        ("not as far as expected (1 of 3: seed1)", True),
+    ]
+    assert by_key["error"]["verdicts"] == [("as expected (all 3)", False)]
+    assert by_key["error"]["measured"] == "0"
+
+
+def test_of_a_single_run_the_verdict_stands_alone(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a")
+    assert expected_table(groups_of([folder])) == ([], [])
+    (folder / "config.yaml").write_text(EXPECT)
+    lines, _ = expected_table(groups_of([folder]))
+    assert next(line["verdicts"] for _, line in lines) == [("collapsed as expected", False)]
+
+
+@pytest.mark.usefixtures("no_panels")
+def test_the_page_shows_the_verdicts_and_whose_expectation_cannot_be_judged(
+    tmp_path: Path,
+) -> None:
+    folders = make_seeds(tmp_path, 2)
+    (folders[0] / "config.yaml").write_text(EXPECT)
+    (folders[1] / "config.yaml").write_text("expect:\n  epoch: 20\n  nc9: 1\n")
+    out = write_comparison(folders, tmp_path / "out")
+    text = " ".join(Page(out.read_text(encoding="utf-8")).text.split())
+    section = text.partition("Against what was expected")[2].partition("The collapse, epoch")[0]
+    assert "collapsed as expected" in section
+    assert re.search(r"seed1: .*there is no metric", text)
+
+
 # ------------------------------------------------------------------------------------- the page
 
 
@@ -520,8 +569,9 @@ def test_the_page_holds_every_panel_and_every_quantity(page: Page) -> None:
     assert page.tags["figure"] == sum(map(len, PANELS))
     assert page.tags["script"] == 0
     assert set(page.text.split()) >= {q.name for q in METRICS if q.default}
-    titles = " ".join(page.values("title"))
-    assert all(CATALOGUE[name].definition in titles for names in PANELS for name in names)
+    for name in (name for names in PANELS for name in names):
+        assert CATALOGUE[name].meaning in page.text
+        assert re.sub(r"_\{?([^}_]*)\}?", r"\1", CATALOGUE[name].definition)[:12] in page.text
 
 
 def test_the_page_fetches_nothing(seeds: Path, page: Page) -> None:
@@ -529,7 +579,8 @@ def test_the_page_fetches_nothing(seeds: Path, page: Page) -> None:
         if name in {"src", "href", "xlink:href", "data", "poster", "srcset", "action"}:
             assert re.fullmatch(r"#[\w-]+|comparison\.csv|per_run\.csv|seed1/report\.html", value)
         assert "http" not in value or name.startswith("xmlns") or name == "http-equiv"
-    assert "default-src 'none'; style-src 'unsafe-inline'" in page.values("content")
+    [policy] = [value for value in page.values("content") if "-src" in value]
+    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:;")
     text = (seeds / "report.html").read_text(encoding="utf-8")
     styles = "".join(re.findall(r"<style.*?</style>", text, flags=re.DOTALL))
     assert "prefers-color-scheme" in styles

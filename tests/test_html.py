@@ -4,7 +4,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -14,80 +13,14 @@ from matplotlib.figure import Figure
 
 from histories import collapse, collapse_rows
 from ncmonitor import InputError
+from ncmonitor._page import GROUPS
+from ncmonitor._report_pictures import PATHS
+from ncmonitor._report_tables import some_epochs
 from ncmonitor._verdict import cautions, headline, number, standings
 from ncmonitor.catalogue import CATALOGUE, METRICS
-from ncmonitor.history import start_history
-from ncmonitor.html import GROUPS, _some_epochs, write_report
+from ncmonitor.html import write_report
 from ncmonitor.plots import PANELS
-
-HOSTILE = "\"'><script>alert(1)</script>&{{7*7}}"
-RUN: dict[str, Any] = {
-    "ncmonitor": "0.1.0",
-    "created": "2026-02-03T14:05:06+00:00",
-    "finished": "2026-02-03T14:05:50+00:00",
-    "command": "ncmonitor fit digits --seed_everything 0",
-    "commit": "0123abcd",
-    "dirty": True,
-    "versions": {"python": "3.11.7", "torch": "2.15.0"},
-    "machine": {"system": "Linux x86_64", "cpu_count": 2, "gpu": None},
-    "measurement": {
-        **{"classifier": "net.head", "num_classes": 10, "feature_dim": 64},
-        **{"feature_dtype": "float32", "convention": "class-balanced"},
-        **{"schedule": "every_epoch", "splits": {"train": 1437, "val": 360}},
-    },
-    "timing": {"fit_seconds": 40.0, "monitor_seconds": 6.0},
-    "max_epochs": 150,
-    "seed": 0,
-}
-VOID = {"meta", "br", "link", "img", "hr"}
-
-
-class Page(HTMLParser):
-    """Reads a page as a browser would: tags must nest, attributes are collected."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: Counter[str] = Counter()
-        self.attributes: list[tuple[str, str]] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags[tag] += 1
-        self.attributes += [(name, value or "") for name, value in attrs]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags[tag] += 1
-        self.attributes += [(name, value or "") for name, value in attrs]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if not self.open or self.open[-1] != "style":
-            self.text += data
-
-    def values(self, name: str) -> list[str]:
-        return [value for key, value in self.attributes if key == name]
-
-
-def make_run(folder: Path, rows: list[dict[str, Any]] | None = None, run: object = RUN) -> Path:
-    start_history(folder, collapse_rows() if rows is None else rows)
-    if run is not None:
-        (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
-    return folder
-
-
-def read(folder: Path) -> Page:
-    path = write_report(folder)
-    assert path == folder / "report.html"
-    assert path.stat().st_size < 1.5e6
-    return Page(path.read_text(encoding="utf-8"))
+from pages import HOSTILE, RUN, Page, make_run, read
 
 
 @pytest.fixture(scope="module")
@@ -109,12 +42,13 @@ SHOWN = {q.name for q in CATALOGUE.values() if q.default or q.group in ("fit", "
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what takes a second and does not depend on what is tested."""
-    monkeypatch.setattr("ncmonitor.html.PANELS", ())
+    monkeypatch.setattr("ncmonitor._report_pictures.PANELS", ())
+    monkeypatch.setattr("ncmonitor._report_pictures.PATHS", ())
     monkeypatch.setattr("ncmonitor.html.overview", lambda history: Figure())
 
 
 def test_the_page_holds_a_figure_per_panel_and_every_metric_name(page: Page) -> None:
-    assert page.tags["figure"] == len(PANELS)
+    assert page.tags["figure"] == len(PANELS) + len(PATHS)
     assert page.tags["script"] == 0
     words = set(page.text.split())
     assert {entry.name for entry in METRICS if entry.default} <= words
@@ -136,10 +70,14 @@ def test_every_definition_and_meaning_is_visible(page: Page) -> None:
 def test_the_page_fetches_nothing(page: Page) -> None:
     for name, value in page.attributes:
         if name in {"src", "href", "xlink:href", "data", "poster", "srcset", "action"}:
-            assert re.fullmatch(r"#[\w-]+|history\.csv|run\.json|figures/overview\.png", value)
+            pixels = r"data:image/png;base64,[\w+/=\s]*"
+            assert re.fullmatch(
+                rf"#[\w-]+|history\.csv|run\.json|figures/overview\.png|{pixels}", value
+            )
         assert "http" not in value or name.startswith("xmlns") or name == "http-equiv"
         assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)", value))
-    assert "default-src 'none'; style-src 'unsafe-inline'" in page.values("content")
+    [policy] = [value for value in page.values("content") if "-src" in value]
+    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:;")
 
 
 def test_the_style_fetches_nothing(folder: Path, page: Page) -> None:
@@ -158,11 +96,13 @@ def test_ids_are_unique_and_every_reference_lands(page: Page) -> None:
     assert set(wanted) <= set(ids)
 
 
-def test_figures_take_the_colours_of_the_page(page: Page) -> None:
-    styles = " ".join(page.values("style"))
-    assert "var(--series-0)" in styles
-    assert "var(--tpt)" in styles
-    assert not re.search(r"#[0-9a-f]{6}", styles)
+def test_figures_take_the_colours_of_the_page(folder: Path, page: Page) -> None:
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    panels = re.findall(r'<svg[^>]*="[^",]* by epoch".*?</svg>', text, flags=re.DOTALL)
+    assert len(panels) == len(PANELS)
+    assert all("var(--series-0)" in panel for panel in panels)
+    assert all("var(--tpt)" in panel for panel in panels)
+    assert not re.search(r"#[0-9a-f]{6}", " ".join(panels))
 
 
 def test_the_verdict_names_the_onset_and_the_age(page: Page) -> None:
@@ -195,7 +135,7 @@ def test_how_it_was_measured_and_where_it_comes_from_is_told(page: Page) -> None
 def test_selected_epochs_hold_the_first_the_onset_and_the_last(
     epochs: Sequence[int], start: int | None, chosen: list[int]
 ) -> None:
-    assert _some_epochs(epochs, start) == chosen
+    assert some_epochs(epochs, start) == chosen
 
 
 def test_the_onset_is_marked_in_the_table_of_epochs(page: Page) -> None:
@@ -274,7 +214,7 @@ DEGENERATE = {
 @pytest.mark.parametrize("case", DEGENERATE)
 def test_a_degenerate_history_has_a_report(case: str, tmp_path: Path) -> None:
     page = read(make_run(tmp_path / "run", DEGENERATE[case]))
-    assert page.tags["figure"] == len(PANELS)
+    assert len(PANELS) <= page.tags["figure"] <= len(PANELS) + len(PATHS)
     assert set(page.text.split()) >= SHOWN
 
 

@@ -253,7 +253,9 @@ def _quantity_keys(names: Sequence[str]) -> list[Line2D]:
         return []
     own = panel_labels(names)[1]
     return [
-        Line2D([], [], color=SERIES[i % len(SERIES)], label=label) for i, label in enumerate(own)
+        # Without a line: of length 0 it would still leave a dot before the word.
+        Line2D([], [], color=SERIES[i % len(SERIES)], linestyle="none", label=label)
+        for i, label in enumerate(own)
     ]
 
 

@@ -115,8 +115,10 @@ def _mark(
         look: dict[str, Any] = {"s": 46, "facecolors": "none", "edgecolors": ACCENT}
         ax.scatter(ring[:, 0], ring[:, 1], label="_TPT start", **look)
     for i, (epoch, (colour, words)) in enumerate(marks.items()):
-        # The path comes down from the right: there is room above its start and below the rest.
-        room: dict[str, Any] = {"ha": "right", "xytext": (-6, 3)} if i == 0 else {"xytext": (8, -8)}
+        # The path comes down from the right: there is room above its start, below the onset, and
+        # right of its end, which may lie on the axis.
+        room: dict[str, Any] = {"xytext": [(-6, 3), (8, 4), (8, -8)][i]}
+        room |= {"ha": "right"} if i == 0 else {}
         place = places[known & (epochs == epoch)][0]
         ax.annotate(f"{words}epoch {epoch}", xy=place, textcoords="offset points",
                     fontsize="x-small", color=colour, **room)  # fmt: skip

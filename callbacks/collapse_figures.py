@@ -1,0 +1,216 @@
+"""Pictures of the collapse while it happens: drawn from the monitor's own measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytorch_lightning as pl
+
+from ncmonitor._checks import InputError, MeasurementError
+from ncmonitor.callbacks._base import Base
+from ncmonitor.callbacks.figure_drawing import DEFAULT, figures_of
+from ncmonitor.callbacks.figure_gallery import Gallery
+from ncmonitor.callbacks.figure_plan import is_due, monitor_of, planned
+from ncmonitor.callbacks.figure_sketch import Sketch
+from ncmonitor.callbacks.neural_collapse import NeuralCollapse
+from ncmonitor.callbacks.progress import Overhead
+from ncmonitor.callbacks.rows import Row
+from ncmonitor.callbacks.schedule import Schedule
+from ncmonitor.callbacks.sources import is_dry_run
+from ncmonitor.centres import Centres
+from ncmonitor.snapshot import Snapshot, SnapshotBuilder
+
+if TYPE_CHECKING:
+    from ncmonitor.looks import FirstLook
+
+
+class CollapseFigures(Base):
+    """Draw the collapse while it happens, from what ``NeuralCollapse`` measures anyway.
+
+    Of every measured epoch that is due, a snapshot of the training set's geometry is appended to
+    ``snapshots.jsonl`` in the run's folder, taken in the measuring pass itself. Where time allows,
+    it is drawn at once: the pictures go to W&B, TensorBoard and MLflow as
+    ``nc_media/<figure>``, and as PNG files to ``figures/`` in the run's folder, where those of a
+    later epoch replace them. Only rank zero draws. Training is bit-identical to training without;
+    a picture that fails costs a warning.
+
+    Args:
+        every: When: any schedule of ``NeuralCollapse``. Nothing is measured on its behalf: where an
+            epoch of it is not measured, the next one that is counts. The first and the last
+            measured epoch are always due.
+        figures: Which: ``"curves"``, ``"gram"``, ``"simplex"``, ``"spectrum"``, ``"phase"``,
+            ``"layers"`` (with ``NeuralCollapse(layers=...)``) and ``"animation"``, a GIF made when
+            the fit ends; or ``"all"``. Without any, snapshots are taken all the same.
+        corners: Two to four classes for the simplex picture; ``None``: the first three that have
+            samples.
+        points_per_class: How many features of each are shown, the first ones in the data.
+        names: What to call the classes, by class index; else their numbers.
+        share: Share of the fit's time that drawing may take, in [0, 1]. An epoch that would
+            exceed it is kept in ``snapshots.jsonl`` and not drawn; the last one is always drawn.
+            1 draws whatever is due. The animation, asked for, comes on top.
+        prefix: That of the monitor to draw, where there are several; ``None``: the first.
+
+    Raises:
+        InputError: For impossible settings; before training, without ``NeuralCollapse`` in the
+            trainer, or if a corner class has no sample.
+
+    Example:
+        >>> from ncmonitor.callbacks import CollapseFigures, NeuralCollapse
+        >>> callbacks = [NeuralCollapse(), CollapseFigures(corners=[3, 5, 8])]
+    """
+
+    def __init__(
+        self,
+        every: Schedule = "log",
+        *,
+        figures: str | Sequence[str] = DEFAULT,
+        corners: Sequence[int] | None = None,
+        points_per_class: int = 50,
+        names: Sequence[str] | None = None,
+        share: float = 0.05,
+        prefix: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.every = every if isinstance(every, (str, int, np.integer)) else list(every)
+        planned(self.every, max_epochs=1)  # a wrong schedule should fail here
+        self.figures = figures_of(figures)
+        SnapshotBuilder(corners=corners, points_per_class=points_per_class)  # checks them
+        self.corners = None if corners is None else tuple(corners)
+        self.points_per_class = points_per_class
+        self.names = None if names is None else tuple(map(str, names))
+        if self.names is not None and len(self.names) <= max(self.corners or (0,)):
+            raise InputError(
+                f"names= must have a name for each class, but has {len(self.names)}, and corners= "
+                f"takes class {max(self.corners or (0,))}"
+            )
+        if not 0 <= share <= 1:
+            raise InputError(f"share= must lie in [0, 1], but is {share}")
+        self.share, self.prefix = share, prefix
+        self._monitor: NeuralCollapse | None = None
+        self._taken: int | None = None  # epoch that was due last
+        self._sketch: Sketch | None = None
+        self._last: Snapshot | None = None  # of the last measured epoch, due or not
+        self._refusal: Exception | None = None
+        self._gallery = Gallery(self.figures, self.names, share)
+
+    # -- what a user may read ----------------------------------------------------------------------
+
+    @property
+    def overhead(self) -> Overhead:
+        """What drawing has cost in this process: seconds, and their share of the fit."""
+        return self._gallery.allowance.overhead
+
+    @property
+    def state_key(self) -> str:
+        """Name of the state in checkpoints: several differ by their monitors."""
+        own = self.prefix is not None
+        return self._generate_state_key(prefix=self.prefix) if own else super().state_key
+
+    # -- Lightning's hooks -------------------------------------------------------------------------
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Find the monitor and listen to it, wherever in the list of callbacks it is."""
+        if stage != "fit":
+            return
+        self._unsubscribe()
+        self._monitor = monitor_of(trainer, self.prefix)
+        if is_dry_run(trainer):
+            return
+        planned(self.every, trainer.max_epochs)
+        self._gallery = Gallery(self.figures, self.names, self.share, self._monitor.prefix)
+        self._sketch = self._last = self._refusal = None
+        if trainer.global_step == 0:  # a run that goes on keeps it; a checkpoint is loaded later
+            self._taken = None
+        self._monitor.makers.append(self._make)
+        self._monitor.after_measurement.append(self._on_measured)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse corners that the first measurement has found to be empty."""
+        refusal, self._refusal = self._refusal, None
+        if refusal is not None:
+            raise refusal
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw what was measured last, and the animation."""
+        last, gallery = self._last, self._gallery
+        gallery.allowance.end()
+        if last is None:
+            return
+        if last.epoch != self._taken:
+            gallery.keep(self._folder, last)
+        if last.epoch != gallery.shown:
+            gallery.show(trainer, self._folder, last, self._rows)
+        gallery.close(trainer, self._folder, last)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Stop listening: Lightning calls no ``teardown`` after an exception."""
+        self._unsubscribe()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Stop listening."""
+        if stage == "fit":
+            self._unsubscribe()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return when the last snapshot was due."""
+        return {"taken": self._taken}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the schedule."""
+        self._taken = state_dict["taken"]
+
+    # -- the monitor's measurements ----------------------------------------------------------------
+
+    def _make(self, first: FirstLook, own: Centres) -> Sketch:
+        self._sketch = Sketch(first, own, self.corners, self.points_per_class)
+        return self._sketch
+
+    def _on_measured(self, trainer: pl.Trainer, module: pl.LightningModule, epoch: int) -> None:
+        sketch, self._sketch = self._sketch, None
+        if sketch is None or self._monitor is None or self._monitor.report is None:
+            return  # the measurement has failed, which has been said
+        if sketch.failure is not None:
+            self._note(sketch.failure, trainer)
+            return
+        due = is_due(self.every, epoch, self._taken, trainer.max_epochs)
+        self._taken = epoch if due else self._taken  # on every rank
+        if sketch.snapshot is None:  # not rank zero
+            return
+        self._last = replace(sketch.snapshot, epoch=epoch)
+        if due:
+            self._gallery.keep(self._folder, self._last)
+            self._gallery.offer(trainer, self._folder, self._last, self._rows)
+
+    def _note(self, failure: Exception, trainer: pl.Trainer) -> None:
+        wrong_input = isinstance(failure, InputError) and not isinstance(failure, MeasurementError)
+        if wrong_input and trainer.global_step == 0:
+            self._refusal = failure  # raised here, it would be excused as a listener's
+        elif trainer.is_global_zero:
+            words = f"{type(failure).__name__}: {failure}"
+            self._gallery.warn("sketch", f"no snapshot is taken, training goes on: {words}")
+
+    @property
+    def _rows(self) -> Sequence[Row]:
+        assert self._monitor is not None  # found by setup
+        return self._monitor._ledger.rows
+
+    @property
+    def _folder(self) -> Path:
+        assert self._monitor is not None
+        assert self._monitor.run_dir is not None  # known once something was measured
+        return self._monitor.run_dir
+
+    def _unsubscribe(self) -> None:
+        if self._monitor is None:
+            return
+        if self._make in self._monitor.makers:
+            self._monitor.makers.remove(self._make)
+        if self._on_measured in self._monitor.after_measurement:
+            self._monitor.after_measurement.remove(self._on_measured)
+        self._sketch = self._last = None

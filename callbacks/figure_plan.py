@@ -1,0 +1,72 @@
+"""When a picture is due, and which monitor of a trainer it is of."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Final
+
+import pytorch_lightning as pl
+
+from ncmonitor._checks import InputError
+from ncmonitor.callbacks.neural_collapse import NeuralCollapse
+from ncmonitor.callbacks.schedule import Schedule, scheduled_epochs
+
+#: Epochs of ``"log"`` in a run without an end: as densely spaced as over 350 epochs.
+_ENDLESS: Final = frozenset(round(1.127**k) for k in range(100))
+
+
+def planned(every: Schedule, max_epochs: int | None) -> Collection[int] | int:
+    """Resolve a schedule; ``"log"`` has a meaning without an end, too.
+
+    Args:
+        every: As for :func:`~ncmonitor.callbacks.schedule.scheduled_epochs`.
+        max_epochs: Planned length of the run; ``None`` or −1 if open.
+
+    Raises:
+        InputError: If it is no schedule, or needs an end that the run does not have.
+    """
+    if isinstance(every, str) and every == "log" and (max_epochs is None or max_epochs < 1):
+        return _ENDLESS
+    try:
+        return scheduled_epochs(every, max_epochs)
+    except InputError as error:
+        raise InputError(str(error).replace("schedule=", "every=")) from error
+
+
+def is_due(every: Schedule, epoch: int, before: int | None, max_epochs: int | None) -> bool:
+    """Tell whether an epoch is scheduled, or one is since ``before`` that was not measured.
+
+    Args:
+        every: The schedule.
+        epoch: Completed epochs, measured.
+        before: When something was due the last time; ``None``: never.
+        max_epochs: Planned length of the run; the last epoch is due.
+    """
+    if before is None or epoch == max_epochs:
+        return True
+    plan = planned(every, max_epochs)
+    if isinstance(plan, int):
+        return epoch // plan > before // plan
+    return any(before < wanted <= epoch for wanted in plan)
+
+
+def monitor_of(trainer: pl.Trainer, prefix: str | None) -> NeuralCollapse:
+    """Return the monitor with a prefix, or the first, wherever in the list of callbacks it is.
+
+    Raises:
+        InputError: If there is none.
+    """
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    monitors = [c for c in callbacks if isinstance(c, NeuralCollapse)]
+    if not monitors:
+        raise InputError(
+            "CollapseFigures draws what NeuralCollapse measures, which this trainer lacks: add it, "
+            "Trainer(callbacks=[NeuralCollapse(), CollapseFigures()])"
+        )
+    for monitor in monitors:
+        if prefix in (None, monitor.prefix):
+            return monitor
+    known = ", ".join(repr(monitor.prefix) for monitor in monitors)
+    raise InputError(
+        f"prefix= must be that of a NeuralCollapse in this trainer ({known}), but is {prefix!r}"
+    )
