@@ -26,7 +26,15 @@ _MOST: Final = 10_000  # options of one run
 #: Options that do not change what is trained or measured: the seed, folders, loggers, display.
 _FREE: Final = frozenset(
     {
-        *("seed_everything", "threads", "expect", "ckpt_path", "weights_only", "nc.verbose"),
+        *(
+            "seed_everything",
+            "threads",
+            "expect",
+            "figures",
+            "ckpt_path",
+            "weights_only",
+            "nc.verbose",
+        ),
         *("trainer.default_root_dir", "trainer.logger", "trainer.log_every_n_steps"),
         *("trainer.enable_progress_bar", "trainer.enable_model_summary"),
         *("data.root", "data.download", "data.num_workers"),

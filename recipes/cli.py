@@ -28,7 +28,7 @@ import ncmonitor.recipes.models
 import ncmonitor.recipes.module
 import ncmonitor.recipes.ufm  # noqa: F401
 from ncmonitor._checks import InputError
-from ncmonitor.callbacks import NeuralCollapse
+from ncmonitor.callbacks import CollapseFigures, NeuralCollapse
 from ncmonitor.callbacks.strategies import check_strategy
 from ncmonitor.callbacks.wandb_runs import continue_run
 from ncmonitor.history import HISTORY_FILE, read_history
@@ -106,6 +106,9 @@ class FitCLI(LightningCLI):
             help="The last linear layer by name, when it cannot be found.",
         )
         parser.callback_keys.append("nc")
+        # --figures.figures [] draws none and keeps the snapshots for the report.
+        parser.add_class_arguments(CollapseFigures, "figures", fail_untyped=False, skip={"prefix"})
+        parser.callback_keys.append("figures")
         self.options = [*parser.get_defaults().as_flat().__dict__, *_OWN]
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:

@@ -38,11 +38,12 @@ def check_config(config: Any, *, resume: bool = False) -> None:
         )
     if ckpt is not None and Path(ckpt).suffix == ".ckpt" and not Path(ckpt).is_file():
         raise InputError(f"there is no checkpoint {str(ckpt)!r} to continue from")
-    for callback in classes_of(config.trainer.callbacks):
-        if _name_of(callback) == "NeuralCollapse":
+    own = {"NeuralCollapse": "nc", "CollapseFigures": "figures"}
+    for name in map(_name_of, classes_of(config.trainer.callbacks)):
+        if name in own:
             raise InputError(
-                "ncmonitor fit attaches NeuralCollapse by itself; move its options from "
-                "trainer.callbacks to nc"
+                f"ncmonitor fit attaches {name} by itself; move its options from "
+                f"trainer.callbacks to {own[name]}"
             )
     check_expectation(config.expect)
 

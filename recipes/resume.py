@@ -24,7 +24,7 @@ from ncmonitor.recipes.run_folder import CONFIG_FILE, Home, is_held, shown
 #: them as well.
 _FREE: Final = (
     "ckpt_path", "data.init_args.download", "data.init_args.num_workers", "data.init_args.root",
-    "expect", "nc.on_error", "nc.verbose", "seed_everything", "threads",
+    "expect", "figures", "nc.on_error", "nc.verbose", "seed_everything", "threads",
     "trainer.default_root_dir", "trainer.enable_model_summary", "trainer.enable_progress_bar",
     "trainer.log_every_n_steps", "trainer.logger", "trainer.max_time", "trainer.profiler",
 )  # fmt: skip

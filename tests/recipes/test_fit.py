@@ -157,7 +157,13 @@ def fit(
     torch.set_num_threads(threads)
 
 
-SHORT = ("--trainer.max_epochs", "2", "--trainer.enable_progress_bar", "false")
+SHORT = (
+    "--figures.figures=[]",
+    "--trainer.max_epochs",
+    "2",
+    "--trainer.enable_progress_bar",
+    "false",
+)
 
 
 def test_run_without_a_logger(fit: Fit, tmp_path: Path) -> None:
@@ -400,6 +406,7 @@ MISTAKES = {
     "digits --trainer.logger WandbLoger": "trainer.logger: there is no class 'WandbLoger'",
     "digits --trainer.accelerator gpus": "trainer: You selected an invalid accelerator name",
     "digits --trainer.callbacks+=NeuralCollapse": "attaches NeuralCollapse by itself",
+    "digits --trainer.callbacks+=CollapseFigures": "move its options from trainer.callbacks to fig",
     "digits --nc.schedule sometimes": "schedule= must be 'every_epoch'",
     "digits --resume": "nothing to resume: runs/digits with seed 0 has no run",
     "digits --resume --trainer.default_root_dir no": "no holds no config.yaml of a run",
