@@ -171,6 +171,7 @@ def _earlier(run_dir: Path, now: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     resumed = {key: now[key] for key in ("created", "command", "commit")}
     kept: dict[str, Any] = {k: before[k] for k in ("created", "command", "timing") if k in before}
+    resumed["time_lost"] = "timing" not in before or before.get("finished") is None
     return {**kept, "resumed": [*before.get("resumed", []), resumed]}
 
 

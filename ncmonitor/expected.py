@@ -88,7 +88,7 @@ def findings(
     - ``not measured``: never on that split, or not among the run's metrics;
     - ``undefined (nan)``: also because the measurement failed;
     - ``too early to say (epoch 3 of 60)``: the run has not come to the expectation's epoch;
-    - ``collapsed to the floor of these class sizes`` (or ``of this feature dimension``): theory
+    - ``collapsed to the limit of these class sizes`` (or ``of this feature dimension``): theory
       leaves more than 0 and less than the value at epoch 0, and the value is at most 25 % above
       that and has come three quarters of the way to it. It comes before what was expected, since
       the floor is where collapse ends;
@@ -126,6 +126,13 @@ def cause_of(run: Mapping[str, Any]) -> str:
     return "this feature dimension" if cause == "feature dimension" else "these class sizes"
 
 
+def _dated(finding: Finding, epoch: int) -> str:
+    """Write a value, and its epoch where that is measured and judged instead of another one."""
+    early = finding.words.startswith("too early")  # the words say how far the run has come
+    other = finding.epoch is not None and finding.epoch != epoch and not early
+    return f"{finding.text} (epoch {finding.epoch})" if other else finding.text
+
+
 def closing(run_dir: str | Path) -> list[str]:
     """Say in at most six aligned lines how a run stands against what was expected of it.
 
@@ -150,7 +157,7 @@ def closing(run_dir: str | Path) -> list[str]:
     if len(found) > _LINES:
         found.sort(key=lambda each: not each.trouble)  # stable
     shown = found if len(found) <= _LINES else found[: _LINES - 1]
-    rows = [(f.bounds.key, f.text, str(f.bounds), f.words) for f in shown]
+    rows = [(f.bounds.key, _dated(f, expectation.epoch), str(f.bounds), f.words) for f in shown]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [f"Expected at epoch {expectation.epoch}:"]
     for row in rows:
@@ -180,7 +187,7 @@ def _finding(history: pd.DataFrame, run: Mapping[str, Any], until: int, bounds: 
     elif (reached := int(history["epoch"].max())) < until:
         words = f"too early to say (epoch {reached} of {until})"
     elif at_floor(value, floor, start):
-        words = f"collapsed to the floor of {cause_of(run)}"
+        words = f"collapsed to the limit of {cause_of(run)}"
     else:
         words = _judged(bounds, value)
     return Finding(bounds, epoch, value, start, null, floor, words)

@@ -34,6 +34,7 @@ from ncmonitor.callbacks.wandb_runs import continue_run
 from ncmonitor.history import HISTORY_FILE, read_history
 from ncmonitor.recipes.explain import explain
 from ncmonitor.recipes.home import home_of_run, is_first_process
+from ncmonitor.recipes.module import ImageClassifier
 from ncmonitor.recipes.options import Expectation, check_config, place
 from ncmonitor.recipes.randomness import Randomness
 from ncmonitor.recipes.resume import record_end
@@ -148,6 +149,8 @@ class FitCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
+            if isinstance(self.model, ImageClassifier):
+                self.model.check(self.datamodule)
         except Exception as error:
             self.home.forget()
             # jsonargparse hides what a constructor raises behind the alternatives it tried.

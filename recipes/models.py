@@ -162,6 +162,23 @@ def network(
     Raises:
         InputError: If there is no such network, or it cannot take such images.
     """
+    check_network(name, classes=classes, channels=channels, image_size=image_size, stem=stem)
+    if name == "mlp":
+        return MLP(inputs=channels * image_size**2, classes=classes)
+    if name == "convnet":
+        return ConvNet(channels=channels, image_size=image_size, classes=classes)
+    small = _has_small_stem(image_size, stem)
+    return Network(_DESIGNS[name].body(channels, image_size, small), classes)
+
+
+def check_network(
+    name: str, *, classes: int, channels: int, image_size: int, stem: str | None = None
+) -> None:
+    """Refuse what :func:`network` cannot make, without making anything.
+
+    Raises:
+        InputError: If there is no such network, or it cannot take such images.
+    """
     if name not in NETWORKS:
         raise InputError(
             f"unknown network {name!r}, expected one of: {', '.join(NETWORKS)}"
@@ -174,13 +191,12 @@ def network(
         raise InputError(f"stem must be one of {STEMS} or null, but is {stem!r}")
     if stem is not None and not (name in _DESIGNS and _DESIGNS[name].stems):
         raise InputError(f"{name} has no choice of stems; leave out stem={stem!r}")
-    if name == "mlp":
-        return MLP(inputs=channels * image_size**2, classes=classes)
-    if name == "convnet":
-        return ConvNet(channels=channels, image_size=image_size, classes=classes)
-    small = image_size <= SMALL if stem is None else stem == "small"
-    _check_size(name, image_size, small)
-    return Network(_DESIGNS[name].body(channels, image_size, small), classes)
+    if name in _DESIGNS:
+        _check_size(name, image_size, _has_small_stem(image_size, stem))
+
+
+def _has_small_stem(image_size: int, stem: str | None) -> bool:
+    return image_size <= SMALL if stem is None else stem == "small"
 
 
 def _check_size(name: str, size: int, small: bool) -> None:

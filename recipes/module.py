@@ -12,7 +12,7 @@ from torch import nn
 
 from ncmonitor._checks import InputError, nearest
 from ncmonitor.recipes.losses import make_loss
-from ncmonitor.recipes.models import NETWORKS
+from ncmonitor.recipes.models import NETWORKS, check_network
 from ncmonitor.recipes.models import network as make_network
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -119,6 +119,22 @@ class ImageClassifier(pl.LightningModule):
                 f"ImageClassifier({option}=...)"
             )
         return known
+
+    def check(self, data: object) -> None:
+        """Refuse images that the named network cannot take, before they are downloaded.
+
+        Args:
+            data: The data module, or anything that may have ``num_classes`` and ``image_shape``.
+
+        Raises:
+            InputError: If the network is not made yet and cannot be made for them.
+        """
+        classes = self.classes or getattr(data, "num_classes", None)
+        shape = self.image_shape or getattr(data, "image_shape", None)
+        if self.network is None and self.name is not None and classes and shape and len(shape) == 3:
+            check_network(
+                self.name, classes=classes, channels=shape[0], image_size=shape[1], stem=self.stem
+            )
 
     def _make_network(self, classes: int, image_shape: tuple[int, ...]) -> None:
         assert self.name is not None

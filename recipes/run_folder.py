@@ -201,9 +201,13 @@ def _numbers(folder: Path) -> list[str]:
         phase = f"Terminal phase (no training error) since epoch {start:.0f}{left}."
     else:
         phase = f"Terminal phase from epoch {start:.0f}{left}; now the training error is {error}."
-    timing = read_run(folder).get("timing") or {}
+    run = read_run(folder)
+    timing, parts = run.get("timing") or {}, run.get("resumed") or []
     fit, monitor = timing.get("fit_seconds"), timing.get("monitor_seconds")
-    took = f"Took {fit:.0f} s, {monitor:.0f} s of it measuring." if fit and monitor else ""
+    took = f"Took {fit:.0f} s, {monitor:.0f} s of it measuring" if fit and monitor else ""
+    if took:
+        lost = any(part.get("time_lost") for part in parts)
+        took += ", without the part that was killed." if lost else "."
     lines = [f"After {last['epoch']} epochs, on the training set: {metrics}", phase, took]
     return [line for line in lines if line]
 

@@ -38,8 +38,12 @@ EPOCHS = 50  # rows of a CSV by seed and split, evenly spaced in the logarithm
 
 #: Options that are left out of the commands shown.
 _WITHOUT_INFLUENCE = (
-    *("--seed_everything", "--seeds", "--trainer.default_root_dir", "--trainer.logger"),
-    "--trainer.enable_progress_bar",
+    *(
+        "--seed_everything",
+        "--seeds",
+        "--trainer.default_root_dir",
+        "--trainer.enable_progress_bar",
+    ),
 )
 
 
@@ -91,8 +95,10 @@ def _facts(label: str, runs: list[Path]) -> dict[str, Any]:
     config = yaml.safe_load((runs[0] / "config.yaml").read_text(encoding="utf-8"))
     same = ("commit", "versions", "machine")
     differing = [key for key in same if any(run[key] != first[key] for run in facts)]
-    if differing or any(run["dirty"] for run in facts):
-        raise SystemExit(f"{label}: runs of different {differing}, or with uncommitted changes")
+    if differing or any(run["dirty"] or run.get("resumed") for run in facts):
+        raise SystemExit(
+            f"{label}: runs of different {differing}, resumed, or with uncommitted changes"
+        )
     versions = ("ncmonitor", "python", "torch", "pytorch-lightning")
     return {
         "command": _command(first["command"], len(runs)),
@@ -103,9 +109,18 @@ def _facts(label: str, runs: list[Path]) -> dict[str, Any]:
         "epochs": [run["max_epochs"] for run in facts],
         "fit_seconds": [round(run["timing"]["fit_seconds"], 1) for run in facts],
         "monitor_seconds": [round(run["timing"]["monitor_seconds"], 1) for run in facts],
+        "clean_from": [_clean_from(run) for run in runs],
         "threads": config["threads"],
         "date": first["created"][:10],
     }
+
+
+def _clean_from(run: Path) -> int | None:
+    """Return the first epoch from which on the training error stayed 0."""
+    train = read_history(run).query("split == 'train'")
+    wrong = train.loc[train["error"] != 0, "epoch"].max()
+    later = train.loc[train["epoch"] > wrong, "epoch"]
+    return int(later.min()) if len(later) else None
 
 
 def _command(command: str, seeds: int) -> str:
@@ -113,6 +128,9 @@ def _command(command: str, seeds: int) -> str:
     words = shlex.split(command)
     words = words[words.index("fit") :]
     kept = []
+    for i in [i for i, word in enumerate(words) if word == "--trainer.logger"][::-1]:
+        if words[i + 1] == "false":  # another one may be where a column comes from
+            del words[i : i + 2]
     for word, before in zip(words, ["", *words], strict=False):
         if not word.startswith(_WITHOUT_INFLUENCE) and before not in _WITHOUT_INFLUENCE:
             kept.append(word)
@@ -137,7 +155,7 @@ def last_rows(label: str, split: str = "train") -> pd.DataFrame:
 def tables() -> str:
     """Return the Markdown tables of everything that was run."""
     known = known_runs()
-    head = ["run", "seeds", "epochs", "time", "no training error from", "test error"]
+    head = ["run", "seeds", "epochs", "time", "training error first 0", "0 for good", "test error"]
     lines = [f"| {' | '.join([*head, *(_label(name) for name in SHOWN)])} |"]
     lines.append("|---|" + "--:|" * (len(head) + len(SHOWN) - 1))
     for label, facts in sorted(known.items()):
@@ -163,8 +181,13 @@ def _cells(label: str, facts: dict[str, Any]) -> list[str]:
     seconds = span([round(value) for value in facts["fit_seconds"]])
     return [
         *(", ".join(map(str, facts["seeds"])), span(facts["epochs"]), f"{seconds} s"),
-        *(begun, error, *(mean_and_sd(train[name]) for name in SHOWN)),
+        *(begun, _for_good(facts), error, *(mean_and_sd(train[name]) for name in SHOWN)),
     ]
+
+
+def _for_good(facts: dict[str, Any]) -> str:
+    epochs = facts.get("clean_from", [None])
+    return "–" if None in epochs else span(epochs)
 
 
 def mean_and_sd(values: pd.Series[float]) -> str:

@@ -136,7 +136,7 @@ def test_what_was_never_measured_is_said_to_be_so(key: str) -> None:
 )
 def test_at_the_floor_what_was_expected_comes_second(cause: str, named: str) -> None:
     run = {"measurement": RUN["measurement"] | {"floors_from": cause}}
-    verdict = f"collapsed to the floor of {named}"
+    verdict = f"collapsed to the limit of {named}"
     for most in (0.05, 0.5):  # expected less than can be had, and more
         assert words({"nc2_etf_means": most}, run, nc2_etf_means=1.2 * FLOOR) == verdict
     assert words({"nc2_etf_means": 0.5}, run, nc2_etf_means=1.3 * FLOOR) == "collapsed as expected"

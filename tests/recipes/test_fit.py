@@ -384,6 +384,11 @@ MISTAKES = {
     "digits --model.network null --model.name vgg11 --trainer.logger false": (
         "need at least 32 pixels a side"
     ),
+    # Before 2,640 MB are downloaded.
+    "stl10 --model.name vgg11 --model.stem small --trainer.logger false --data.root none": (
+        "vgg11 has no choice of stems"
+    ),
+    "stl10 --model.stem small --trainer.logger false --data.root none": "its first stage at 96×96",
     "--trainer.max_epochs 3": "no model given; name a recipe (ncmonitor fit digits) or a config",
     "--trainer.max_epochs 3 digits": "unexpected word 'digits': a recipe's name comes first",
     # The whole word must be right: an abbreviation is a misspelling.
