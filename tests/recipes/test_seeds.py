@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -144,8 +145,11 @@ def test_closing_lines_give_mean_and_standard_deviation(
     nc1 = torch.tensor([float(r.query("split == 'train'")["nc1"].iloc[0]) for r in rows])
     error = torch.tensor([float(r.query("split == 'val'")["error"].iloc[0]) for r in rows])
     assert "After 1 epochs, seeds 0, 1, mean ± standard deviation:" in out
-    assert f"  train nc1               {nc1.mean():.2g} ± {nc1.std():.2g}\n" in out
-    assert f"  val error               {error.mean():.2g} ± {error.std():.2g}\n" in out
+    for name, values in {"train nc1": nc1, "val error": error}.items():
+        (found,) = re.findall(rf"^  {name} +([\d.]+) ± ([\d.]+)$", out, re.M)
+        mean, sd = map(float, found)
+        assert sd == pytest.approx(float(values.std()), rel=0.05)  # two digits are shown
+        assert mean == pytest.approx(float(values.mean()), abs=0.05 * sd)
 
 
 @pytest.mark.usefixtures("plain_pages")
