@@ -101,7 +101,8 @@ def _recipes(words: Sequence[str]) -> int:
         print(bundled.describe(name))
         return 0
     print(bundled.table())
-    print("\nAll about one: ncmonitor recipes NAME")
+    print("\nTimes are of one core of an AMD EPYC: benchmarks/RESULTS.md, recipes/RESULTS.md.")
+    print("All about one: ncmonitor recipes NAME")
     print("Run it:        ncmonitor fit NAME [--any.option VALUE ...]")
     return 0
 
