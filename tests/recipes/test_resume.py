@@ -123,7 +123,8 @@ def test_resuming_keeps_the_config_writes_the_report_and_leaves_nothing_aside(he
     assert read_run(folder)["finished"]
     files = {path.name for path in folder.iterdir()}
     assert files == {
-        *("checkpoints", "config.yaml", "figures", "history.csv", "report.html", "run.json")
+        *("checkpoints", "config.yaml", "figures", "history.csv", "report.html", "run.json"),
+        "snapshots.jsonl",
     }
     assert [path.name for path in folder.glob("checkpoints/*")] == ["last.ckpt"]
 
