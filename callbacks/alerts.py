@@ -5,18 +5,20 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 
 from ncmonitor._checks import InputError, nearest
-from ncmonitor.callbacks._base import Base
-from ncmonitor.callbacks.neural_collapse import NeuralCollapse
+from ncmonitor.callbacks.listener import Listener, monitor_of
 from ncmonitor.callbacks.rows import Row
 from ncmonitor.callbacks.session import excused
 from ncmonitor.callbacks.sources import is_dry_run
 from ncmonitor.callbacks.wandb_axes import is_wandb
 from ncmonitor.catalogue import CATALOGUE, FIT_NAMES, PHASE_NAMES, quantity_of
+
+if TYPE_CHECKING:
+    from ncmonitor.callbacks.neural_collapse import NeuralCollapse
 
 #: Name of the alert at the onset, among the thresholds.
 _ONSET = "onset"
@@ -24,7 +26,7 @@ _ONSET = "onset"
 _TITLE = 63
 
 
-class WandbAlerts(Base):
+class WandbAlerts(Listener):
     """Send each alert once, by the channels that the user's W&B settings name (e-mail, Slack).
 
     Offline, alerts are kept in the run and sent by ``wandb sync``. What was sent is part of
@@ -56,7 +58,6 @@ class WandbAlerts(Base):
             raise InputError(
                 "WandbAlerts would do nothing: leave onset on, or pass thresholds={'train/nc1': x}"
             )
-        self._monitor: NeuralCollapse | None = None
         self._sent: list[str] = []
         self._first: dict[str, float] = {}
 
@@ -67,34 +68,17 @@ class WandbAlerts(Base):
         if stage != "fit":
             return
         self._unsubscribe()
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        self._monitor = next((c for c in callbacks if isinstance(c, NeuralCollapse)), None)
-        if self._monitor is None:
-            raise InputError(
-                "WandbAlerts learns what is measured from NeuralCollapse, which this trainer "
-                "lacks: add it, Trainer(callbacks=[NeuralCollapse(), WandbAlerts(...)])"
-            )
+        monitor = monitor_of(trainer, "WandbAlerts learns what is measured from")
         if is_dry_run(trainer):
             return
         if not any(map(is_wandb, trainer.loggers)):
             raise InputError(
                 "WandbAlerts sends alerts through W&B: pass logger=WandbLogger(...) to the trainer"
             )
-        self._check_measured(self._monitor)
+        self._check_measured(monitor)
         if trainer.global_step == 0:  # a run that goes on keeps it; a checkpoint is loaded later
             self._sent, self._first = [], {}
-        self._monitor.after_measurement.append(self._on_measured)
-
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Stop listening: Lightning calls no ``teardown`` after an exception."""
-        self._unsubscribe()
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Stop listening."""
-        if stage == "fit":
-            self._unsubscribe()
+        self._listen(monitor)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was sent, and from which side each metric comes."""
@@ -105,10 +89,6 @@ class WandbAlerts(Base):
         self._sent, self._first = list(state_dict["sent"]), dict(state_dict["first"])
 
     # -- the work ----------------------------------------------------------------------------------
-
-    def _unsubscribe(self) -> None:
-        if self._monitor is not None and self._on_measured in self._monitor.after_measurement:
-            self._monitor.after_measurement.remove(self._on_measured)
 
     def _check_measured(self, monitor: NeuralCollapse) -> None:
         asked = set(monitor._options.settings.names) | {*FIT_NAMES, *PHASE_NAMES}
@@ -121,12 +101,8 @@ class WandbAlerts(Base):
                 )
 
     def _on_measured(self, trainer: pl.Trainer, module: pl.LightningModule, epoch: int) -> None:
-        assert self._monitor is not None  # found by setup
-        # Not its ``history``: a table made every epoch would cost more the longer the run.
         rows: dict[str, Row] = {}
-        for row in itertools.takewhile(
-            lambda row: row["epoch"] == epoch, reversed(self._monitor._ledger.rows)
-        ):
+        for row in itertools.takewhile(lambda row: row["epoch"] == epoch, reversed(self._rows)):
             rows.setdefault(str(row["split"]), row)
         start = float(rows.get("train", {}).get("tpt_start_exact", math.nan))
         if self.onset and start == epoch:

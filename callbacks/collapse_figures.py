@@ -11,14 +11,12 @@ import numpy as np
 import pytorch_lightning as pl
 
 from ncmonitor._checks import InputError, MeasurementError
-from ncmonitor.callbacks._base import Base
 from ncmonitor.callbacks.figure_drawing import DEFAULT, figures_of
 from ncmonitor.callbacks.figure_gallery import Gallery
-from ncmonitor.callbacks.figure_plan import is_due, monitor_of, planned
+from ncmonitor.callbacks.figure_plan import is_due, planned
 from ncmonitor.callbacks.figure_sketch import Sketch
-from ncmonitor.callbacks.neural_collapse import NeuralCollapse
+from ncmonitor.callbacks.listener import Listener, monitor_of
 from ncmonitor.callbacks.progress import Overhead
-from ncmonitor.callbacks.rows import Row
 from ncmonitor.callbacks.schedule import Schedule
 from ncmonitor.callbacks.sources import is_dry_run
 from ncmonitor.centres import Centres
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
     from ncmonitor.looks import FirstLook
 
 
-class CollapseFigures(Base):
+class CollapseFigures(Listener):
     """Draw the collapse while it happens, from what ``NeuralCollapse`` measures anyway.
 
     Of every measured epoch that is due, a snapshot of the training set's geometry is appended to
@@ -90,7 +88,6 @@ class CollapseFigures(Base):
         if not 0 <= share <= 1:
             raise InputError(f"share= must lie in [0, 1], but is {share}")
         self.share, self.prefix = share, prefix
-        self._monitor: NeuralCollapse | None = None
         self._taken: int | None = None  # epoch that was due last
         self._sketch: Sketch | None = None
         self._last: Snapshot | None = None  # of the last measured epoch, due or not
@@ -117,16 +114,16 @@ class CollapseFigures(Base):
         if stage != "fit":
             return
         self._unsubscribe()
-        self._monitor = monitor_of(trainer, self.prefix)
+        monitor = monitor_of(trainer, "CollapseFigures draws from", self.prefix)
         if is_dry_run(trainer):
             return
         planned(self.every, trainer.max_epochs)
-        self._gallery = Gallery(self.figures, self.names, self.share, self._monitor.prefix)
+        self._gallery = Gallery(self.figures, self.names, self.share, monitor.prefix)
         self._sketch = self._last = self._refusal = None
         if trainer.global_step == 0:  # a run that goes on keeps it; a checkpoint is loaded later
             self._taken = None
-        self._monitor.makers.append(self._make)
-        self._monitor.after_measurement.append(self._on_measured)
+        monitor.makers.append(self._make)
+        self._listen(monitor)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse corners that the first measurement has found to be empty."""
@@ -145,17 +142,6 @@ class CollapseFigures(Base):
         if last.epoch != gallery.shown:
             gallery.show(trainer, self._folder, last, self._rows)
         gallery.close(trainer, self._folder, last)
-
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Stop listening: Lightning calls no ``teardown`` after an exception."""
-        self._unsubscribe()
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Stop listening."""
-        if stage == "fit":
-            self._unsubscribe()
 
     def state_dict(self) -> dict[str, Any]:
         """Return when the last snapshot was due."""
@@ -196,21 +182,13 @@ class CollapseFigures(Base):
             self._gallery.warn("sketch", f"no snapshot is taken, training goes on: {words}")
 
     @property
-    def _rows(self) -> Sequence[Row]:
-        assert self._monitor is not None  # found by setup
-        return self._monitor._ledger.rows
-
-    @property
     def _folder(self) -> Path:
         assert self._monitor is not None
         assert self._monitor.run_dir is not None  # known once something was measured
         return self._monitor.run_dir
 
     def _unsubscribe(self) -> None:
-        if self._monitor is None:
-            return
-        if self._make in self._monitor.makers:
+        super()._unsubscribe()
+        if self._monitor is not None and self._make in self._monitor.makers:
             self._monitor.makers.remove(self._make)
-        if self._on_measured in self._monitor.after_measurement:
-            self._monitor.after_measurement.remove(self._on_measured)
         self._sketch = self._last = None

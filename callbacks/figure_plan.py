@@ -1,14 +1,11 @@
-"""When a picture is due, and which monitor of a trainer it is of."""
+"""When a picture is due."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Final
-
-import pytorch_lightning as pl
+from typing import Final
 
 from ncmonitor._checks import InputError
-from ncmonitor.callbacks.neural_collapse import NeuralCollapse
 from ncmonitor.callbacks.schedule import Schedule, scheduled_epochs
 
 #: Epochs of ``"log"`` in a run without an end: as densely spaced as over 350 epochs.
@@ -48,25 +45,3 @@ def is_due(every: Schedule, epoch: int, before: int | None, max_epochs: int | No
     if isinstance(plan, int):
         return epoch // plan > before // plan
     return any(before < wanted <= epoch for wanted in plan)
-
-
-def monitor_of(trainer: pl.Trainer, prefix: str | None) -> NeuralCollapse:
-    """Return the monitor with a prefix, or the first, wherever in the list of callbacks it is.
-
-    Raises:
-        InputError: If there is none.
-    """
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    monitors = [c for c in callbacks if isinstance(c, NeuralCollapse)]
-    if not monitors:
-        raise InputError(
-            "CollapseFigures draws what NeuralCollapse measures, which this trainer lacks: add it, "
-            "Trainer(callbacks=[NeuralCollapse(), CollapseFigures()])"
-        )
-    for monitor in monitors:
-        if prefix in (None, monitor.prefix):
-            return monitor
-    known = ", ".join(repr(monitor.prefix) for monitor in monitors)
-    raise InputError(
-        f"prefix= must be that of a NeuralCollapse in this trainer ({known}), but is {prefix!r}"
-    )

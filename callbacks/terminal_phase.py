@@ -8,20 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ncmonitor._checks import InputError
-from ncmonitor.callbacks._base import Base
-from ncmonitor.callbacks.neural_collapse import NeuralCollapse
+from ncmonitor.callbacks.listener import Listener, monitor_of
 from ncmonitor.callbacks.sources import is_dry_run
 from ncmonitor.callbacks.terminal_rules import PhaseRules
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
-    from ncmonitor.callbacks.rows import Row
-
 _FILE: Final = "tpt-onset"
 
 
-class TerminalPhase(Base):
+class TerminalPhase(Listener):
     """Stop training some way into the terminal phase, and save a checkpoint at its onset.
 
     Needs a :class:`~ncmonitor.callbacks.NeuralCollapse` in the same trainer (the first, if there
@@ -93,7 +90,6 @@ class TerminalPhase(Base):
         self.onset_checkpoint: Path | None = None
         self.reason: str | None = None
         self.stopped_epoch: int | None = None
-        self._monitor: NeuralCollapse | None = None
 
     # -- Lightning's hooks -------------------------------------------------------------------------
 
@@ -102,13 +98,7 @@ class TerminalPhase(Base):
         if stage != "fit":
             return
         self._unsubscribe()
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        monitor = next((c for c in callbacks if isinstance(c, NeuralCollapse)), None)
-        if monitor is None:
-            raise InputError(
-                "TerminalPhase learns of the terminal phase from NeuralCollapse, which this "
-                "trainer lacks: add it, Trainer(callbacks=[NeuralCollapse(), TerminalPhase(...)])"
-            )
+        monitor = monitor_of(trainer, "TerminalPhase learns of the terminal phase from")
         plateau = self._rules.plateau
         if plateau is not None and plateau not in monitor._options.settings.names:
             raise InputError(
@@ -118,8 +108,7 @@ class TerminalPhase(Base):
         self.reason = self.stopped_epoch = None
         if trainer.global_step == 0:  # a run that goes on keeps it; a checkpoint is loaded later
             self.onset_checkpoint = None
-        self._monitor = monitor
-        monitor.after_measurement.append(self._on_measured)
+        self._listen(monitor)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Do not train on from a checkpoint at which a rule holds already."""
@@ -130,17 +119,6 @@ class TerminalPhase(Base):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop where due; an epoch that is not measured needs this, the onset being known."""
         self._stop_if_due(trainer, pl_module, trainer.current_epoch + 1)
-
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Stop listening: Lightning calls no ``teardown`` after an exception."""
-        self._unsubscribe()
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Stop listening."""
-        if stage == "fit":
-            self._unsubscribe()
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the onset was saved; all else follows from the monitor's history."""
@@ -153,16 +131,6 @@ class TerminalPhase(Base):
         self.onset_checkpoint = None if path is None else Path(path)
 
     # -- the work ----------------------------------------------------------------------------------
-
-    @property
-    def _rows(self) -> list[Row]:
-        assert self._monitor is not None  # found by setup
-        # Not its ``history``: a table made every epoch would cost more the longer the run.
-        return self._monitor._ledger.rows
-
-    def _unsubscribe(self) -> None:
-        if self._monitor is not None and self._on_measured in self._monitor.after_measurement:
-            self._monitor.after_measurement.remove(self._on_measured)
 
     def _on_measured(self, trainer: pl.Trainer, module: pl.LightningModule, epoch: int) -> None:
         saves = self._checkpoint and self.onset_checkpoint is None and not is_dry_run(trainer)
