@@ -2,14 +2,12 @@
 
 Features are free parameters, one vector per sample, decayed like the classifier. Training is then
 a convex problem in the class-mean logits, with minimisers that are matrices one can write down.
-Public names are in :mod:`ncmonitor.theory`.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,34 +17,9 @@ from torch.nn.functional import cross_entropy, one_hot
 from ncmonitor._checks import InputError
 from ncmonitor._labels import check_labels
 from ncmonitor._tensors import check_features
+from ncmonitor.theory.frames import axes, class_basis, whole
 
 Loss = Literal["ce", "mse"]
-
-
-def whole(name: str, value: object, least: int) -> int:
-    """Return ``value`` if it is a whole number not below ``least``; raise InputError otherwise."""
-    if not isinstance(value, Integral) or value < least:
-        raise InputError(f"{name} must be a whole number and at least {least}, got {value!r}")
-    return int(value)
-
-
-def class_basis(num_classes: int) -> Tensor:
-    """Orthonormal basis of R^K, ``(K, K)``: column 0 is constant, the others sum to zero."""
-    columns = torch.eye(num_classes, dtype=torch.float64).roll(1, dims=1)
-    columns[:, 0] = 1
-    basis: Tensor = torch.linalg.qr(columns).Q
-    return basis
-
-
-def axes(count: int, dim: int, generator: Generator | None) -> Tensor:
-    """Orthonormal rows ``(count, dim)``: the first unit vectors, or a uniformly random position."""
-    if generator is None:
-        return torch.eye(count, dim, dtype=torch.float64)
-    draw = torch.randn(dim, count, generator=generator, dtype=torch.float64)
-    factor = torch.linalg.qr(draw)
-    # The signs make it uniform (Mezzadri 2007).
-    columns: Tensor = factor.Q * factor.R.diagonal().sign()  # (dim, count)
-    return columns.T
 
 
 @dataclass(frozen=True, eq=False)
