@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
+
+from lightning_utilities.core import rank_zero
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback
@@ -15,11 +18,15 @@ else:
         # ``pytorch_lightning`` and ``lightning.pytorch`` are different class trees: a callback of
         # one, passed alone or through the other's CLI, is not recognised as a callback.
         found = []
-        for package in ("pytorch_lightning", "lightning.pytorch"):
+        packages = ("pytorch_lightning", "lightning.pytorch")
+        loaded, logger = any(p in sys.modules for p in packages), rank_zero.log
+        for package in packages:
             try:
                 found.append(importlib.import_module(f"{package}.callbacks").Callback)
             except ModuleNotFoundError:
                 continue
+        if loaded:  # each package makes its logger that of both: the caller's stays
+            rank_zero.log = logger
         return tuple(found)
 
     Base = type("Base", _callbacks(), {"__doc__": "Callback of every installed distribution."})

@@ -114,8 +114,8 @@ def described(value: Any) -> str:
     if named is not None:
         parts = [f"{key}: {_brief(each)}" for key, each in [*named.items()][:6]]
         more = ", ..." if len(named) > 6 else ""
-        kind = "mapping" if isinstance(value, Mapping) else "object"
-        return f"a {type(value).__name__}, a {kind} with {', '.join(parts) or 'nothing'}{more}"
+        kind = "a mapping" if isinstance(value, Mapping) else "an object"
+        return f"a {type(value).__name__}, {kind} with {', '.join(parts) or 'nothing'}{more}"
     if isinstance(value, (tuple, list)):
         parts = [_brief(each) for each in value[:4]]
         more = ", ..." if len(value) > 4 else ""

@@ -22,8 +22,9 @@ class TerminalPhase(Listener):
     """Stop training some way into the terminal phase, and save a checkpoint at its onset.
 
     Needs a :class:`~ncmonitor.callbacks.NeuralCollapse` in the same trainer (the first, if there
-    are several), anywhere in the list. Any rule that holds stops; with none there is only the
-    checkpoint. ``min_epochs`` and ``min_steps`` of the trainer are respected.
+    are several), anywhere in the list, and prints if that one is ``verbose``. Any rule that holds
+    stops; with none there is only the checkpoint. ``min_epochs`` and ``min_steps`` of the trainer
+    are respected.
 
     The onset is the first *measured* epoch without a training error, so it is as fine as the
     schedule. All rules count from this first onset: errors that come back later do not restart
@@ -148,7 +149,7 @@ class TerminalPhase(Listener):
         self.stopped_epoch = epoch  # again while min_epochs= holds the run
         if self.reason is None:
             self.reason = reason or "another process stopped"
-            _say(trainer, module, epoch, f"stopping after epoch {epoch}: {self.reason}")
+            self._say(trainer, module, epoch, f"stopping after epoch {epoch}: {self.reason}")
 
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule, epoch: int) -> None:
         """Save the checkpoint of the onset, on every rank; a failure costs only the checkpoint."""
@@ -168,7 +169,14 @@ class TerminalPhase(Listener):
                 stacklevel=2,
             )
         else:
-            _say(trainer, module, epoch, f"onset at epoch {epoch}, saved as {path}")
+            self._say(trainer, module, epoch, f"onset at epoch {epoch}, saved as {path}")
+
+    def _say(self, trainer: pl.Trainer, module: pl.LightningModule, epoch: int, text: str) -> None:
+        silent = self._monitor is None or not self._monitor.verbose
+        if trainer.is_global_zero and not silent:
+            # The bar's ``print`` drops what it gets outside of an epoch.
+            say = module.print if epoch > trainer.current_epoch else print
+            say(f"TerminalPhase: {text}")
 
 
 def _checkpoint_folder(trainer: pl.Trainer) -> Path | None:
@@ -186,10 +194,3 @@ def _free(folder: Path) -> Path:
         version += 1
         path = folder / f"{_FILE}-v{version}.ckpt"
     return path
-
-
-def _say(trainer: pl.Trainer, module: pl.LightningModule, epoch: int, text: str) -> None:
-    if trainer.is_global_zero:
-        # The bar's ``print`` drops what it gets outside of an epoch.
-        say = module.print if epoch > trainer.current_epoch else print
-        say(f"TerminalPhase: {text}")

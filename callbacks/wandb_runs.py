@@ -36,6 +36,7 @@ class WandbRuns:
         self._prefix = prefix
         self._facts: dict[str, Any] = {}
         self._marked: set[str] = set()
+        self._resumed: set[str] = set()
 
     @property
     def ids(self) -> list[str]:
@@ -70,12 +71,13 @@ class WandbRuns:
             before: Ids of the runs that the checkpoint was saved in.
             rows: The history up to it.
         """
+        self._resumed = set(before) & set(self.ids)
         found = _starts(rows)
         if found:  # now known from the beginning of this run
             with excused("the onset is missing from the W&B config"):
                 self._note_starts(found)
         if "tpt_start_exact" in found:
-            self._marked |= set(before) & set(self.ids)
+            self._marked |= self._resumed
         others = [run_id for run_id in self.ids if before and run_id not in before]
         return [
             f"the W&B run {before[0]} of the checkpoint goes on as a new one, {run_id}; to go on "
@@ -104,7 +106,7 @@ class WandbRuns:
                 _wandb_run.mark_onset(run, self._prefix, *marks)
 
     def finish(self, rows: Sequence[Row]) -> None:
-        """Log the table of the whole history.
+        """Log the table of the whole history; the summary of a run that went on is of all of it.
 
         Args:
             rows: One per epoch and split.
@@ -114,6 +116,8 @@ class WandbRuns:
         with excused("the table is missing from W&B"):
             for run in self._runs:
                 _wandb_run.log_history(run, self._prefix, history_frame(rows))
+                if str(run.id) in self._resumed:  # W&B knows the minima of this process alone
+                    run.summary.update(_wandb_run.summary_of(rows, self._prefix))
 
     def _note_starts(self, found: Mapping[str, float]) -> None:
         self._facts |= found

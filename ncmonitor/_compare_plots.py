@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from ncmonitor._aggregate import thinned
 from ncmonitor._axes import MUTED, ROUNDING, SERIES, Series, draw_series, own_style
@@ -31,6 +31,8 @@ _MANY_RUNS: Final = 24
 _MANY_POINTS: Final = 5000
 #: Points on the lines of a panel: what keeps a page of 14 panels below 5 MB.
 _POINTS: Final = 4000
+#: Times the shortest run that the longest may take on a linear axis.
+_MUCH_LONGER: Final = 6
 _POINTS_OF_A_LINE: Final = 300  # about one for each pixel of the axes
 
 
@@ -42,11 +44,13 @@ class Look:
         splits: Which splits are drawn; the second one dashed.
         single: Whether every run has a thin line of its own.
         points: Epochs of a line at most; longer courses are thinned.
+        log_epochs: Whether runs are so unlike in length that a linear axis would hide the short.
     """
 
     splits: tuple[str, ...]
     single: bool
     points: int
+    log_epochs: bool
 
     @staticmethod
     def colour(group: int) -> str:
@@ -77,7 +81,12 @@ def look_of(groups: Sequence[Group], table: pd.DataFrame) -> Look:
         splits=shown,
         single=len(runs) <= _MANY_RUNS and points <= _MANY_POINTS,
         points=min(_POINTS_OF_A_LINE, max(50, _POINTS // lines)),
+        log_epochs=_unlike([int(r.history["epoch"].max()) for g in groups for r in g.runs]),
     )
+
+
+def _unlike(ends: Sequence[int]) -> bool:
+    return max(ends) > _MUCH_LONGER * max(1, min(ends))
 
 
 def compared_panel(
@@ -104,11 +113,19 @@ def compared_panel(
         _draw(groups, tables, ax, name, look)
         ax.set_title(CATALOGUE[name].label, loc="left", fontweight="bold", y=1.03)
         ax.set_xlabel("epoch")
-        ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
         epochs = [run.history["epoch"] for group in groups for run in group.runs]
         first, last = min(map(min, epochs)), max(map(max, epochs))
-        pad = max(0.5, 0.02 * (last - first))
-        ax.set_xlim(first - pad, last + pad)
+        if look.log_epochs:
+            ax.set_xscale("symlog", linthresh=1)
+            ticks = [0, *(digit * 10**power for power in range(7) for digit in (1, 3))]
+            ax.xaxis.set_major_locator(FixedLocator([t for t in ticks if first <= t <= last]))
+            ax.xaxis.set_major_formatter("{x:.0f}")
+            ax.xaxis.set_minor_locator(NullLocator())
+            ax.set_xlim(first - 0.1 * (first == 0), 1.1 * last)
+        else:
+            ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+            pad = max(0.5, 0.02 * (last - first))
+            ax.set_xlim(first - pad, last + pad)
     return figure
 
 

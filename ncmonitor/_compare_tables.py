@@ -56,7 +56,7 @@ class Column:
         return self._spread(len(reached), float(np.mean(reached)), sd)
 
     def _spread(self, n: int, mean: float, sd: float) -> Cell:
-        few = f" (n = {n})" if 0 < n < len(self.group.runs) else ""
+        few = f" (n\u00a0=\u00a0{n})" if 0 < n < len(self.group.runs) else ""
         text = _aggregate.spread(mean, sd).replace("± ", "±\u00a0")  # a line may break before it
         return Cell(text + few, "nan" if n == 0 else "value")
 
@@ -67,9 +67,9 @@ def main_table(columns: Sequence[Column], other: str | None) -> dict[str, Any]:
     lines = []
     for column in columns:
         last = column.last.get("train", column.last.get(other or ""))
-        cells = [Cell("none shared", "none") if last is None else Cell(str(last))]
-        cells += [column.cell(name, split) for name, split in wanted]
-        lines.append((column.group, [*cells, column.onset()]))
+        epoch = "no epoch shared" if last is None else f"epoch {last}"
+        cells = [column.cell(name, split) for name, split in wanted]
+        lines.append((column.group, epoch, [*cells, column.onset()]))
     return {"heads": _heads(wanted), "lines": lines}
 
 

@@ -71,7 +71,8 @@ def all_cautions(
     said += _with_names(told, len(groups), "All groups") + _about_sizes(groups)
     told = {}
     for run in (run for group in groups for run in group.runs):
-        for caution in cautions(run.history, run.facts):
+        damage = run.history.attrs.get("cautions", ())
+        for caution in (*damage, *cautions(run.history, run.facts)):
             told.setdefault(caution, []).append(run.name)
     return said + _with_names(told, sum(len(group.runs) for group in groups), "All runs")
 

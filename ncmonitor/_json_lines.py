@@ -1,4 +1,4 @@
-"""A file of JSON lines that outlives a kill: whole lines appended, a torn last one cut off."""
+"""A file of JSON lines that outlives a kill: whole lines appended, damaged ones passed over."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import math
 import os
 from pathlib import Path
 from typing import Any
-
-from ncmonitor._checks import InputError
 
 
 def rounded(value: Any) -> Any:
@@ -21,7 +19,7 @@ def rounded(value: Any) -> Any:
 
 
 def append_line(path: Path, entry: dict[str, Any]) -> None:
-    """Append one entry and force it to disk; a line that a kill left without its end is cut off.
+    """Append one entry and force it to disk; a piece of a line that a kill left is cut off.
 
     Args:
         path: The file; it and its folder are made if missing.
@@ -34,26 +32,26 @@ def append_line(path: Path, entry: dict[str, Any]) -> None:
         file.seek(max(0, size - 1))
         if size and file.read(1) != b"\n":
             file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
+            before, mark, tail = file.read().rpartition(b"\n")
+            if parsed(tail.decode(errors="replace")) is None:
+                file.truncate(len(before + mark))
+            else:  # only its end is missing
+                line = "\n" + line
         file.write(line.encode())
         file.flush()
         os.fsync(file.fileno())
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read every whole line.
+def parsed(line: str) -> dict[str, Any] | None:
+    """Return the entry of a line, ``None`` if it is torn or damaged."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None
 
-    Raises:
-        InputError: If a whole line is not a JSON object; the message names it.
-    """
+
+def read_lines(path: Path) -> list[dict[str, Any] | None]:
+    """Return the entry of every line, ``None`` where it is torn or damaged."""
     text = path.read_text(encoding="utf-8", errors="replace")
-    entries = []
-    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{path} is damaged: line {number}: {error}") from error
-        if not isinstance(entry, dict):
-            raise InputError(f"{path} is damaged: line {number} is not an object")
-        entries.append(entry)
-    return entries
+    return [parsed(line) for line in text.removesuffix("\n").split("\n")] if text else []

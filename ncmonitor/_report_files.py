@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 #: What a report can be written as.
 FORMATS: Final = ("html", "png", "pdf", "csv")
-FIGURES: Final = "figures"
+#: Where figures for a paper go: not among those that a fit draws, which W&B is shown.
+PAPER: Final = "paper"
 TABLE_FILE: Final = "metrics.csv"
 #: Widths of one and of two columns of a journal, in inches.
 SINGLE, DOUBLE = 3.4, 7.0
@@ -87,7 +88,7 @@ def write_table(history: pd.DataFrame, path: Path) -> Path:
 
 
 def _of_history(history: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
-    yield "overview", _shrunk(overview(history), DOUBLE)
+    yield "curves", _shrunk(overview(history), DOUBLE)
     for names in PANELS:
         with own_style():
             ax = curves(history, fresh_axes(SINGLE, 2.5), quantities=names)

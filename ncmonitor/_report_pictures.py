@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ncmonitor._axes import fresh_axes, own_style
-from ncmonitor._checks import InputError
 from ncmonitor._page import inline_svg
 from ncmonitor._table import split_names, split_rows
 from ncmonitor.catalogue import CATALOGUE, Quantity
@@ -18,7 +17,7 @@ from ncmonitor.history import LAYER_MARK
 from ncmonitor.plots import PANELS, gram, layers, panel, panel_labels, phase, simplex, spectrum
 from ncmonitor.plots._gram import KINDS
 from ncmonitor.plots._simplex import reach_of
-from ncmonitor.snapshot import Snapshot, read_snapshots
+from ncmonitor.snapshot import Snapshot, readable_snapshots
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,19 +122,21 @@ def usable_snapshots(folder: Path) -> tuple[list[Snapshot], list[str]]:
         The snapshots, and what a reader should know of those that are not among them.
     """
     try:
-        every = read_snapshots(folder)
-    except (InputError, OSError) as error:
-        why = str(error).replace(f"{folder}/", "")
-        return [], [f"The pictures of the geometry are left out: {why}"]
+        every, damaged = readable_snapshots(folder)
+    except OSError as error:
+        return [], [f"The pictures of the geometry are left out: {error.strerror}"]
+    remarks = [damaged] if damaged else []
+    if damaged and not every:
+        remarks.append("The pictures of the geometry are left out: no snapshot can be read.")
     train = [s for s in every if s.split == "train"] or every[-1:]
     train = [s for s in train if s.split == train[-1].split]
     same = [s for s in train if s.corners == train[-1].corners]
     if len(same) < len(train):
-        return same, [
+        remarks.append(
             f"{len(train) - len(same)} earlier snapshots show other corner classes than the last "
             "one, and are left out of the pictures of the geometry."
-        ]
-    return same, []
+        )
+    return same, remarks
 
 
 def geometry(snapshots: Sequence[Snapshot]) -> dict[str, Any] | None:

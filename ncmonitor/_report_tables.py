@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ncmonitor._page import GROUPS, NOTHING, Cell, value_cell
-from ncmonitor._table import other_split, split_names, split_rows
+from ncmonitor._table import is_recorded, other_split, split_names, split_rows
 from ncmonitor.catalogue import CATALOGUE, FIT, METRICS, PHASE, Quantity
 from ncmonitor.history import LAYER_MARK, NULL_SPLIT
 
@@ -30,14 +30,16 @@ _LAYER_COLUMNS: Final = (
 def last_table(history: pd.DataFrame) -> dict[str, Any]:
     """Build the table of every quantity at the last epoch of each split, by family."""
     rows = {s: split_rows(history, s).iloc[-1] for s in split_names(history)}
-    groups = []
+    groups, missing = [], []
     for group, title in GROUPS.items():
         family = [q for q in (*FIT, *METRICS, *PHASE) if q.group == group]
-        entries = [q for q in family if q.name in history]
+        entries = [q for q in family if is_recorded(history, q.name)]
+        missing += [q for q in family if q.name in history and q not in entries]
         lines = [(q, [_cell(row, q, split) for split, row in rows.items()]) for q in entries]
         if lines:
             groups.append({"title": title, "lines": lines})
-    return {"columns": [(s, int(row["epoch"])) for s, row in rows.items()], "groups": groups}
+    columns = [(s, int(row["epoch"])) for s, row in rows.items()]
+    return {"columns": columns, "groups": groups, "missing": missing}
 
 
 def epoch_table(history: pd.DataFrame, start: int | None) -> dict[str, Any]:

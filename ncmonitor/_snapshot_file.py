@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from ncmonitor._checks import InputError
-from ncmonitor._json_lines import append_line, read_lines, rounded
+from ncmonitor._checks import warn
+from ncmonitor._json_lines import append_line, parsed, read_lines, rounded
 from ncmonitor._snapshot_numbers import FloatArray, IntArray
 
 SNAPSHOT_FILE: Final = "snapshots.jsonl"
@@ -98,48 +97,59 @@ def begin_snapshots(run_dir: Path, epochs: Collection[int], aside: int | None = 
     if aside is not None:
         path.replace(path.with_suffix(f".{aside}.jsonl"))
         return
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    kept = [line for line in lines if _epoch_of(line) in epochs]
+    lines = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
+    known = list(epochs)  # in a damaged line anything may stand for an epoch
+    kept = [line for line in lines if (parsed(line) or {}).get("epoch") in known]
     if kept != lines:
         part = path.with_suffix(".part")
-        part.write_text("".join(kept), encoding="utf-8")
+        part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         part.replace(path)
-
-
-def _epoch_of(line: str) -> int | None:
-    """Return the epoch of a line; ``None`` if it is torn or damaged."""
-    try:
-        epoch = json.loads(line)["epoch"] if line.endswith("\n") else None
-    except (ValueError, TypeError, KeyError):
-        return None
-    return epoch if isinstance(epoch, int) else None
 
 
 def read_snapshots(run_dir: str | Path) -> list[Snapshot]:
     """Read the snapshots of a run, finished, running or killed.
 
     A run that was resumed takes epochs a second time: what was taken at a later epoch before that
-    belongs to an abandoned course, and is left out.
+    belongs to an abandoned course, and is left out. So is a line that is torn or damaged, with a
+    warning.
 
     Args:
         run_dir: Folder of the run.
 
     Returns:
         In the order they were taken; none if the run has taken none.
+    """
+    found, remark = readable_snapshots(run_dir)
+    if remark:
+        warn(remark)
+    return found
 
-    Raises:
-        InputError: If the file is damaged elsewhere than in a torn last line.
+
+def readable_snapshots(run_dir: str | Path) -> tuple[list[Snapshot], str]:
+    """Read as :func:`read_snapshots`; return what to say of damaged lines instead of warning.
+
+    Args:
+        run_dir: Folder of the run.
     """
     path = Path(run_dir) / SNAPSHOT_FILE
     found: list[Snapshot] = []
-    for number, entry in enumerate(read_lines(path) if path.is_file() else [], start=1):
+    damaged = []
+    entries = read_lines(path) if path.is_file() else []
+    for number, entry in enumerate(entries, start=1):
         try:
-            new = _snapshot_of(entry)
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} is damaged: line {number}: {error!r}") from error
+            new = _snapshot_of(entry or {})
+        except (KeyError, TypeError, ValueError):
+            damaged.append(number)
+            continue
         found = [old for old in found if old.split != new.split or old.epoch < new.epoch]
         found.append(new)
-    return found
+    if not damaged:
+        return found, ""
+    some = ", ".join(map(str, damaged[:6])) + (", …" if len(damaged) > 6 else "")
+    return found, (
+        f"{len(damaged)} of {len(entries)} lines of {SNAPSHOT_FILE} cannot be read and were left "
+        f"out: line {some}."
+    )
 
 
 def _snapshot_of(entry: dict[str, Any]) -> Snapshot:

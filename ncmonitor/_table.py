@@ -28,6 +28,11 @@ def other_split(history: pd.DataFrame) -> str | None:
     return names[0] if names else None
 
 
+def is_recorded(history: pd.DataFrame, name: str) -> bool:
+    """Tell whether anything was ever written for a quantity, ``nan`` included."""
+    return name in history and name not in history.attrs.get("unrecorded", ())
+
+
 def tpt_start(history: pd.DataFrame) -> int | None:
     """Return the completed epochs when the train error first vanished, ``None`` if it never did."""
     train = split_rows(history, "train")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from ncmonitor._table import other_split, split_rows, tpt_start
+from ncmonitor._table import is_recorded, other_split, split_rows, tpt_start
 from ncmonitor.catalogue import CATALOGUE, Quantity
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class Standing:
         lowest: The smallest value of the whole history, and its epoch.
         before: The value at the start of the terminal phase (else of the history), and its epoch.
         other: Its value at that epoch on the first other split, and the split's name.
+        recorded: Whether anything was ever written for it, ``nan`` included.
     """
 
     quantity: Quantity
@@ -37,6 +38,7 @@ class Standing:
     lowest: tuple[float, int] | None
     before: tuple[float, int] | None
     other: tuple[float, str] | None
+    recorded: bool
 
 
 def number(value: float) -> str:
@@ -114,6 +116,7 @@ def standings(history: pd.DataFrame) -> list[Standing]:
                 if len(earlier)
                 else None,
                 other,
+                is_recorded(history, name),
             )
         )
     return found
@@ -193,9 +196,13 @@ def _about_classes(train: pd.DataFrame, run: dict[str, Any]) -> list[str]:
         return []
     row = done.iloc[-1]
     said = []
-    undefined = [CATALOGUE[name].label for name in MAIN if math.isnan(row[name])]
-    if undefined:
-        said.append(f"Undefined (nan) at epoch {int(row['epoch'])}: {', '.join(undefined)}.")
+    empty = [name for name in MAIN if math.isnan(row[name])]
+    for known, what in (
+        (True, f"Undefined (nan) at epoch {int(row['epoch'])}"),
+        (False, "Not measured"),
+    ):
+        if labels := [CATALOGUE[n].label for n in empty if is_recorded(train, n) is known]:
+            said.append(f"{what}: {', '.join(labels)}.")
     classes, expected = row["n_classes_present"], section(run, "measurement").get("num_classes")
     if isinstance(expected, int) and classes < expected:
         said.append(

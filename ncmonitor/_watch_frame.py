@@ -83,7 +83,7 @@ def frame(
     """
     width, height = (max(least, have) for least, have in zip(_LEAST, size, strict=True))
     if not tail.rows:
-        lines = _header(tail, facts, waiting_for(tail.path.parent, tail), width)
+        lines = _header(tail, facts, waiting_for(tail.path.parent, tail, facts), width)
     else:
         said = " · ".join([progress(tail, facts, pace, now), phase(tail)])
         lines = _header(tail, facts, said, width)

@@ -15,8 +15,6 @@ from ncmonitor._watch_table import HistoryTail
 from ncmonitor.history import HISTORY_FILE
 from ncmonitor.provenance import RUN_FILE
 
-#: The clock of the terminal phase, as the training set's rows tell it.
-CLOCK: Final = ("tpt_start_exact", "tpt_active", "tpt_exits")
 _RUNS: Final = Path("runs")
 _CONFIG: Final = "config.yaml"
 #: A run that was silent for so many times its usual pace, and for a minute, may have stopped.
@@ -154,12 +152,12 @@ def progress(tail: HistoryTail, facts: Mapping[str, Any], pace: Pace, now: float
 
 def phase(tail: HistoryTail) -> str:
     """Say whether the terminal phase was reached, and whether it holds."""
-    row, start = tail.last_row(), tail.onset()
-    if not row:
-        return "terminal phase unknown: no training set"
+    clock, start = tail.clock(), tail.onset()
+    if not clock:
+        return f"terminal phase unknown: no training {'error' if tail.rows.get('train') else 'set'}"
     if start is None:
         return "terminal phase not reached"
-    exits, active = row.get("tpt_exits", 0.0), row.get("tpt_active", math.nan)
+    exits, active = clock.get("tpt_exits", 0.0), clock.get("tpt_active", math.nan)
     left = f", left {exits:.0f}×" if exits > 0 else ""
     if active == 1:
         return f"terminal phase since epoch {start}{left}"
@@ -167,8 +165,11 @@ def phase(tail: HistoryTail) -> str:
     return f"terminal phase from epoch {start}{left}, {holds}"
 
 
-def waiting_for(folder: Path, tail: HistoryTail) -> str:
-    """Say what is missing before there is something to draw."""
+def waiting_for(folder: Path, tail: HistoryTail, facts: Mapping[str, Any]) -> str:
+    """Say what is missing before there is something to draw, or that nothing will come."""
+    if facts.get("finished"):
+        what = "has no row" if tail.path.exists() else "is missing"
+        return f"the run measured nothing: {shown(folder)}/{HISTORY_FILE} {what}"
     if not tail.path.exists():
         return f"waiting for {shown(folder)}/{HISTORY_FILE}: training has not begun to measure"
     return f"waiting for the first measured epoch: {shown(folder)}/{HISTORY_FILE} has no row yet"

@@ -11,11 +11,15 @@ from typing import BinaryIO, Final
 
 from ncmonitor._checks import InputError, nearest
 from ncmonitor.history import HISTORY_FILE, KEYS, LAYER_MARK, NULL_SPLIT, ONLINE_SPLIT
+from ncmonitor.phase import PhaseClock
 
 #: Bytes before the place reached that must be the same at the next look: a file that was rewritten
 #: may have the same size, and a new one the same inode.
 _REMEMBERED: Final = 256
 _TRAIN: Final = "train"
+#: The clock of the terminal phase, as the training set's rows tell it, and what it is made of.
+_CLOCK: Final = ("tpt_start_exact", "tpt_active", "tpt_exits")
+_ERROR: Final = "error"
 
 
 class HistoryTail:
@@ -26,25 +30,27 @@ class HistoryTail:
 
     Args:
         run_dir: Folder of the run; the file may not be there yet.
-        names: Quantities to keep.
+        names: Quantities to keep, beside what tells the terminal phase.
 
     Attributes:
         path: The file.
         columns: Of the file; empty before it has a header.
         rows: By split and epoch, the named quantities that apply there, ``nan`` where undefined.
         damaged: Lines that could not be read.
+        torn: Whether the last line had no end at the last look.
         changed: When the file last changed, in seconds since 1970; ``nan`` without a file.
     """
 
     def __init__(self, run_dir: Path, names: Sequence[str]) -> None:
         self.path = run_dir / HISTORY_FILE
-        self.names = tuple(names)
+        self.names = tuple(dict.fromkeys([*names, *_CLOCK, _ERROR]))
         self._forget()
 
     def _forget(self) -> None:
         self.columns: list[str] = []
         self.rows: dict[str, dict[int, dict[str, float]]] = {}
         self.damaged = 0
+        self.torn = False
         self.changed = math.nan
         self._inode: int | None = None
         self._reached = 0
@@ -77,6 +83,7 @@ class HistoryTail:
 
     def _take(self, new: bytes) -> None:
         whole = new[: new.rfind(b"\n") + 1]
+        self.torn = len(whole) < len(new)
         if not whole:
             return
         self._reached += len(whole)
@@ -141,13 +148,24 @@ class HistoryTail:
         for of_split in self.rows.values():
             yield from of_split
 
-    def last_row(self) -> dict[str, float]:
-        """Return what was kept of the training set's last epoch; empty without any."""
-        train = self.rows.get(_TRAIN)
-        return train[max(train)] if train else {}
+    def has_clock(self) -> bool:
+        """Tell whether the table has a clock of the terminal phase; older versions wrote none."""
+        return any(name in row for row in self.rows.get(_TRAIN, {}).values() for name in _CLOCK)
+
+    def clock(self) -> dict[str, float]:
+        """Return the clock at the training set's last epoch, else what its errors tell of it.
+
+        Empty without a training set, and without a train error where the table has no clock.
+        """
+        train = self.rows.get(_TRAIN, {})
+        if train and self.has_clock():
+            return train[max(train)]
+        derived = PhaseClock()
+        for epoch, error in self.series(_TRAIN, _ERROR):
+            derived.update(epoch, error)
+        return {} if derived.epoch is None else derived.as_dict()
 
     def onset(self) -> int | None:
         """Return the completed epochs when the train error first vanished; ``None``: not yet."""
-        known = [value for _, value in self.series(_TRAIN, "tpt_start_exact")]
-        known = [value for value in known if not math.isnan(value)]
-        return int(known[-1]) if known else None
+        start = self.clock().get("tpt_start_exact", math.nan)
+        return None if math.isnan(start) else int(start)

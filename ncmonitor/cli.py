@@ -156,7 +156,7 @@ def _report(words: Sequence[str]) -> int:
         choices=("html", "png", "pdf", "csv"),
         default="html",
         help="html: a page (default); png, pdf: its figures for a paper, one file each, into "
-        "figures/ of the run; csv: its numbers as a tidy table",
+        "RUN_DIR/paper/ (of a comparison: paper/ below --out); csv: its numbers as a tidy table",
     )
     chosen = parser.parse_args(words)
     report = importlib.import_module("ncmonitor.compare").report

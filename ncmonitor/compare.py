@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ncmonitor import _aggregate, html
-from ncmonitor._checks import InputError
+from ncmonitor._checks import InputError, warn
 from ncmonitor._compare_page import render
 from ncmonitor._compare_plots import compared_panel, look_of, with_key
 from ncmonitor._compare_tables import Column
 from ncmonitor._groups import group_runs
 from ncmonitor._page import REPORT_FILE
-from ncmonitor._report_files import FIGURES, save
+from ncmonitor._report_files import PAPER, save
 from ncmonitor._runs import read_runs, run_folders
 from ncmonitor.plots import PANELS
 
@@ -34,7 +34,7 @@ def report(paths: Sequence[Path], out: Path | None = None, kind: str = "html") -
         paths: Run folders, or folders that hold such.
         out: Where a comparison goes; by default into the folder that holds the runs, else into the
             working directory.
-        kind: ``"html"``: a page; ``"png"``, ``"pdf"``: its figures, in a folder ``figures``;
+        kind: ``"html"``: a page; ``"png"``, ``"pdf"``: its figures, in a folder ``paper``;
             ``"csv"``: its numbers.
 
     Returns:
@@ -93,7 +93,7 @@ def export_comparison(run_dirs: Sequence[str | Path], out: str | Path, kind: str
 
     Args:
         run_dirs: As for :func:`write_comparison`.
-        out: A folder, made if missing; figures go into ``figures`` below it.
+        out: A folder, made if missing; figures go into ``paper`` below it.
         kind: ``"png"`` or ``"pdf"``: one figure for each quantity; ``"csv"``: ``comparison.csv``
             and ``per_run.csv``.
 
@@ -107,6 +107,9 @@ def export_comparison(run_dirs: Sequence[str | Path], out: str | Path, kind: str
     if not folder.is_dir() and folder.suffix:
         raise InputError(f"--format {kind} writes several files: --out must be a folder, not {out}")
     columns, _ = _columns(run_dirs)
+    for run in (run for column in columns for run in column.group.runs):
+        for caution in run.history.attrs["cautions"]:
+            warn(f"{run.name}: {caution}")
     statistics = _statistics(columns)
     folder.mkdir(parents=True, exist_ok=True)
     if kind == "csv":
@@ -116,7 +119,7 @@ def export_comparison(run_dirs: Sequence[str | Path], out: str | Path, kind: str
     files = []
     for name in (name for names in PANELS for name in names):
         figure = with_key(compared_panel(groups, tables, name, look), groups, look)
-        files.append(save(figure, folder / FIGURES / f"comparison_{name}.{kind}"))
+        files.append(save(figure, folder / PAPER / f"comparison_{name}.{kind}"))
     return files
 
 

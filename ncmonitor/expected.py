@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ncmonitor._checks import InputError
 from ncmonitor._expect import Bounds, Expectation, is_number, read_expectation
-from ncmonitor._table import split_rows
+from ncmonitor._table import is_recorded, split_rows
 from ncmonitor._verdict import MAIN, number, section
 from ncmonitor.catalogue import CATALOGUE
 from ncmonitor.history import NULL_SPLIT, read_history
@@ -197,7 +197,7 @@ def _values(history: pd.DataFrame, bounds: Bounds) -> dict[int, float]:
     """Return a quantity's values on a split by epoch; none where it does not apply."""
     rows, quantity = split_rows(history, bounds.split), bounds.quantity
     elsewhere = bounds.split != "train" and (quantity.once or quantity.group == "phase")
-    if elsewhere or bounds.name not in rows:
+    if elsewhere or not is_recorded(rows, bounds.name):
         return {}
     pairs = zip(rows["epoch"], rows[bounds.name], strict=True)
     return {int(epoch): float(value) for epoch, value in pairs}

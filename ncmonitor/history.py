@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from ncmonitor._checks import InputError
 from ncmonitor.catalogue import FIT_NAMES, METRIC_NAMES, PHASE_NAMES, quantity_of
+from ncmonitor.phase import PhaseClock
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +32,10 @@ ONLINE_SPLIT: Final = "online"
 LAYER_MARK: Final = "/layer/"
 #: What every history has; metrics that were asked for come after them.
 COLUMNS: Final = (*KEYS, *FIT_NAMES, *METRIC_NAMES, *PHASE_NAMES, "seconds")
+
+#: What is derived where a table of an older version has no clock; its other start would need to
+#: know which accuracy was asked for.
+_DERIVED: Final = ("tpt_active", "tpt_start_exact", "epochs_in_tpt", "tpt_exits")
 
 #: One line of the table: what was measured on one split after one epoch. A missing name does not
 #: apply there; ``nan`` was tried and is undefined, or failed.
@@ -119,10 +124,6 @@ def history_frame(rows: Iterable[Row]) -> pd.DataFrame:
     )
 
 
-def _number(text: str) -> float:
-    return float(text) if text else math.nan
-
-
 def read_history(run_dir: str | Path) -> pd.DataFrame:
     """Read the table of a run, finished, running or killed.
 
@@ -132,6 +133,9 @@ def read_history(run_dir: str | Path) -> pd.DataFrame:
     Returns:
         One row per measured epoch and split, columns as in :data:`COLUMNS`, then metrics that were
         asked for; columns this version knows and the file lacks are ``nan``, others are left out.
+        A clock of the terminal phase that the file lacks is derived from the train error.
+        ``attrs["cautions"]`` says what was left out or derived, ``attrs["unrecorded"]`` names the
+        columns that nothing was ever written to.
 
     Raises:
         InputError: If the folder holds no run, or the file is not one of ours or has no row yet.
@@ -140,30 +144,75 @@ def read_history(run_dir: str | Path) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(_no_run(Path(run_dir)))
     text = path.read_text(encoding="utf-8", errors="replace")  # foreign bytes fail below, in words
-    whole = text[: text.rfind("\n") + 1]  # a line without its end was cut by a kill
-    table = csv.DictReader(io.StringIO(whole))
-    missing = [key for key in KEYS if key not in (table.fieldnames or ())]
-    if missing:
+    header, *lines = text.split("\n")
+    if not lines:
+        why = "its header is cut short" if text else "it is empty"
+        raise InputError(f"{path} has no measured epoch yet: {why}")
+    names = next(csv.reader([header]), [])
+    if missing := [key for key in KEYS if key not in names]:
         raise InputError(
             f"{path} is not a history: expected the columns {', '.join(KEYS)}, "
             f"but {', '.join(missing)} is missing"
         )
-    columns = dict.fromkeys([*COLUMNS, *known_columns(table.fieldnames or ())])
-    try:
-        rows: list[Row] = [
-            {
-                "epoch": int(line["epoch"]),
-                "step": int(line["step"]),
-                "split": line["split"].strip(),
-                **{k: _number(line.get(k) or "") for k in columns if k not in KEYS},
-            }
-            for line in table
-        ]
-    except (AttributeError, TypeError, ValueError, csv.Error) as error:
-        raise InputError(f"{path} is damaged: {error}") from error
+    rows, unrecorded, cautions = _read_lines(lines, names, path)
+    if "tpt_start_exact" in unrecorded and _derive_clock(rows):
+        unrecorded = [name for name in unrecorded if name not in _DERIVED]
+        cautions.append(
+            f"{HISTORY_FILE} has no clock of the terminal phase, as older versions wrote it: its "
+            "start and its exits are derived from the training error of the measured epochs."
+        )
+    frame = history_frame(rows)
+    frame.attrs |= {"cautions": cautions, "unrecorded": unrecorded}
+    return frame
+
+
+def _read_lines(
+    lines: Sequence[str], names: Sequence[str], path: Path
+) -> tuple[list[dict[str, float | int | str]], list[str], list[str]]:
+    """Return the rows, the columns that nothing was written to, and what was left out."""
+    columns = dict.fromkeys([*COLUMNS, *known_columns(names)])
+    numbers = [name for name in columns if name not in KEYS]
+    rows: list[dict[str, float | int | str]] = []
+    written, damage = set[str](), list[str]()
+    for number, line in enumerate(lines[:-1], start=2):
+        if not line.strip():
+            continue
+        try:
+            cells = dict(zip(names, next(csv.reader([line])), strict=True))
+            row = {"epoch": int(cells["epoch"]), "step": int(cells["step"])}
+            values = {name: float(cells.get(name) or math.nan) for name in numbers}
+        except (ValueError, csv.Error) as error:
+            damage.append(f"line {number}: {error}")
+            continue
+        rows.append({**row, "split": cells["split"].strip(), **values})
+        written |= {name for name, text in cells.items() if text}
     if not rows:
-        raise InputError(f"{path} has no measured epoch yet")
-    return history_frame(rows)
+        why = f"is damaged: {damage[0]}" if damage else "has no measured epoch yet: only a header"
+        raise InputError(f"{path} {why}")
+    cautions = []
+    if damage:
+        cautions.append(
+            f"{len(damage)} of {len(damage) + len(rows)} rows of {HISTORY_FILE} cannot be read and "
+            f"were left out ({damage[0]})."
+        )
+    if lines[-1]:  # a line without its end was cut by a kill
+        cautions.append(
+            f"The last row of {HISTORY_FILE} is cut short and was left out: its writing was "
+            "interrupted, or is under way."
+        )
+    return rows, [name for name in numbers if name not in written], cautions
+
+
+def _derive_clock(rows: list[dict[str, float | int | str]]) -> bool:
+    """Add the clock of the terminal phase to the train rows, if they have an error at all."""
+    clock = PhaseClock()
+    train = [row for row in rows if row["split"] == "train"]
+    for row in sorted(train, key=lambda row: row["epoch"]):
+        error = float(row["error"])
+        clock.update(int(row["epoch"]), error)
+        values = clock.as_dict() | ({"tpt_active": math.nan} if math.isnan(error) else {})
+        row |= {name: values[name] for name in _DERIVED}
+    return clock.epoch is not None
 
 
 def _no_run(folder: Path) -> str:

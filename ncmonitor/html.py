@@ -18,7 +18,7 @@ from ncmonitor._expect import read_expectation
 from ncmonitor._page import REPORT_FILE as REPORT_FILE
 from ncmonitor._page import moment, templates, words
 from ncmonitor._report_classes import class_table
-from ncmonitor._report_files import FIGURES, TABLE_FILE, write_figures, write_table
+from ncmonitor._report_files import PAPER, TABLE_FILE, write_figures, write_table
 from ncmonitor._report_film import film
 from ncmonitor._report_tables import epoch_table, last_table, layer_table
 from ncmonitor._table import split_names, tpt_start
@@ -31,7 +31,8 @@ from ncmonitor.snapshot import SNAPSHOT_FILE
 if TYPE_CHECKING:
     import pandas as pd
 
-OVERVIEW_FILE: Final = "figures/overview.png"
+#: The same picture under the same name as the one that a fit draws: nothing is there twice.
+OVERVIEW_FILE: Final = "figures/curves.png"
 _FILES: Final = (
     *("history.csv", "run.json", "config.yaml", SNAPSHOT_FILE),
     *(OVERVIEW_FILE, "figures/animation.gif"),
@@ -39,7 +40,7 @@ _FILES: Final = (
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Write the report of a run into its folder, with the overview as ``figures/overview.png``.
+    """Write the report of a run into its folder, with its curves as ``figures/curves.png``.
 
     Args:
         run_dir: Folder of the run, finished, running or killed; ``history.csv`` is all it needs.
@@ -66,7 +67,7 @@ def export_run(run_dir: str | Path, kind: str) -> list[Path]:
 
     Args:
         run_dir: Folder of the run.
-        kind: ``"png"`` or ``"pdf"``: one file for each figure, in ``figures/``; ``"csv"``: a tidy
+        kind: ``"png"`` or ``"pdf"``: one file for each figure, in ``paper/``; ``"csv"``: a tidy
             table, ``metrics.csv``.
 
     Returns:
@@ -77,12 +78,14 @@ def export_run(run_dir: str | Path, kind: str) -> list[Path]:
     """
     folder = Path(run_dir)
     history = read_history(folder)
+    for caution in history.attrs["cautions"]:
+        warn(caution)
     if kind == "csv":
         return [write_table(history, folder / TABLE_FILE)]
     snapshots, remarks = pictures.usable_snapshots(folder)
     for remark in remarks:
         warn(remark)
-    return write_figures(history, snapshots, folder / FIGURES, kind)
+    return write_figures(history, snapshots, folder / PAPER, kind)
 
 
 def _render(folder: Path, history: pd.DataFrame, run: dict[str, Any]) -> str:
@@ -124,7 +127,12 @@ def _verdict(
     found = [] if expectation is None else findings(history, run, expectation)
     return {
         "headline": verdict.headline(history),
-        "cautions": [*verdict.cautions(history, run), *doubts, *remarks],
+        "cautions": [
+            *history.attrs.get("cautions", ()),
+            *verdict.cautions(history, run),
+            *doubts,
+            *remarks,
+        ],
         "standings": verdict.standings(history),
         "left": {name: floor for name, floor in floors_of(run).items() if floor > 0},
         "cause": cause_of(run),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass
@@ -85,6 +86,8 @@ def decay_time(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> flo
         0 if the optimizer does not hold the parameter or has no weight decay; ``nan`` where no
         such law holds (coupled decay under adaptive steps, unknown optimizers).
     """
+    import torch  # the clock alone is read without it
+
     for group in optimizer.param_groups:
         if not any(p is parameter for p in group["params"]):
             continue

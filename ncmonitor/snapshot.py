@@ -14,6 +14,7 @@ from ncmonitor._snapshot_file import SNAPSHOT_FILE as SNAPSHOT_FILE
 from ncmonitor._snapshot_file import Snapshot as Snapshot
 from ncmonitor._snapshot_file import append_snapshot as append_snapshot
 from ncmonitor._snapshot_file import read_snapshots as read_snapshots
+from ncmonitor._snapshot_file import readable_snapshots as readable_snapshots
 from ncmonitor._snapshot_numbers import FloatArray, IntArray
 
 #: Gram matrices show so many classes at most; a larger one is grey to the eye.

@@ -11,7 +11,7 @@ from typing import Any
 
 from ncmonitor._checks import InputError, nearest
 from ncmonitor._watch_frame import DEFAULT, View, frame
-from ncmonitor._watch_run import CLOCK, Pace, find_run, leet_line, shown
+from ncmonitor._watch_run import Pace, find_run, leet_line, shown
 from ncmonitor._watch_screen import Screen, is_terminal, size, write
 from ncmonitor._watch_table import HistoryTail
 from ncmonitor.catalogue import CATALOGUE, quantity_of
@@ -117,7 +117,7 @@ class _Watched:
 
     def __init__(self, folder: Path, view: View, *, strict: bool) -> None:
         self.folder, self.view, self.strict = folder, view, strict
-        self.tail = HistoryTail(folder, [*dict.fromkeys([*view.names, *CLOCK])])
+        self.tail = HistoryTail(folder, view.names)
         self.facts: dict[str, Any] = {}
         self.pace = Pace()
 
@@ -131,7 +131,7 @@ class _Watched:
         if self.strict:
             self.tail.check_names(self.view.names)
         unknown = [split for split in self.view.splits if split not in self.tail.rows]
-        if unknown and self.has_ended():
+        if unknown and self.has_ended() and self.tail.rows:
             there = self.tail.splits()
             hint = nearest(unknown[0], self.tail.rows) or f"; it has: {', '.join(there)}"
             raise InputError(f"--split: the run has no split {unknown[0]!r}{hint}")
@@ -159,8 +159,15 @@ class _Watched:
         """Return what to say below the last frame."""
         said = []
         if self.tail.damaged:
-            said.append(f"{self.tail.damaged} damaged lines of {self.tail.path} were left out")
-        if self.has_ended():
+            lines = (
+                "1 damaged line" if self.tail.damaged == 1 else f"{self.tail.damaged} damaged lines"
+            )
+            said.append(f"left out of {self.tail.path}: {lines}")
+        if self.tail.torn:
+            said.append(f"left out of {self.tail.path}: the last row, which is cut short")
+        if self.tail.clock() and not self.tail.has_clock():
+            said.append("the run recorded no terminal phase: it is derived from the training error")
+        if self.has_ended() and self.tail.rows:
             report = self.folder / "report.html"
             more = (
                 f"open {shown(report)}" if report.is_file() else f"ncmonitor report {self.folder}"

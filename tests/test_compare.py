@@ -17,16 +17,17 @@ from matplotlib.figure import Figure
 
 from histories import collapse, collapse_rows
 from ncmonitor import InputError
-from ncmonitor._aggregate import aggregate, last_epochs, spread, thinned
+from ncmonitor._aggregate import aggregate, comparison_table, last_epochs, spread, thinned
 from ncmonitor._axes import SERIES
 from ncmonitor._compare_expected import expected_table
 from ncmonitor._compare_plots import Look, compared_panel, look_of
+from ncmonitor._compare_tables import Column
 from ncmonitor._compare_words import all_cautions, headline
 from ncmonitor._groups import Group, differences, group_runs
 from ncmonitor._runs import Run, read_runs, run_folders
 from ncmonitor.catalogue import CATALOGUE, METRICS
 from ncmonitor.cli import main
-from ncmonitor.compare import write_comparison
+from ncmonitor.compare import export_comparison, write_comparison
 from ncmonitor.history import start_history
 from ncmonitor.plots import PANELS
 from pages import HOSTILE, RUN, Page
@@ -805,3 +806,26 @@ def test_a_run_that_cannot_be_read_is_one_line(
     monkeypatch.setattr("ncmonitor._runs.read_history", refuse)
     assert main(["report", *map(str, folders), "--out", str(tmp_path)]) == 2
     assert f"{folders[0]} cannot be read: Permission denied" in capsys.readouterr().err
+
+
+def test_runs_of_unlike_length_share_a_logarithmic_axis_of_epochs(tmp_path: Path) -> None:
+    def scale(*lengths: int) -> str:
+        histories = [collapse(range(n), exits=(), failed=()) for n in lengths]
+        runs = [Run(tmp_path / str(i), str(i), h, {}, None) for i, h in enumerate(histories)]
+        columns = [Column(Group(run.name, (run,), certain=True)) for run in runs]
+        groups, tables = [c.group for c in columns], [c.table for c in columns]
+        look = look_of(groups, comparison_table(groups, tables))
+        return compared_panel(groups, tables, "nc1", look).axes[0].get_xscale()
+
+    assert scale(13, 61) == "linear"
+    assert scale(6, 61) == "symlog"
+
+
+def test_a_row_that_was_cut_is_told_in_the_comparison_and_its_files(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, collapse_rows(range(3))) for name in ("a", "b")]
+    path = runs[1] / "history.csv"
+    path.write_text(path.read_text()[:-30])
+    text = write_comparison(runs, tmp_path / "out").read_text(encoding="utf-8")
+    assert "b: The last row of history.csv is cut short" in text
+    with pytest.warns(UserWarning, match=r"^b: The last row of history\.csv is cut short"):
+        export_comparison(runs, tmp_path / "out", "csv")

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from histories import collapse_rows
 from ncmonitor import InputError
 from ncmonitor.catalogue import FIT_NAMES, METRIC_NAMES, PHASE_NAMES
 from ncmonitor.history import (
@@ -117,8 +118,8 @@ def test_columns_of_another_version_are_left_out_or_nan(tmp_path: Path) -> None:
     [
         (b"a,b\n1,2\n", "is not a history: expected the columns epoch, step, split, but epoch"),
         (b"epoch,split\n1,train\n", "is not a history: .* but step is missing"),
-        (b"", "is not a history"),
-        (b"epoch,st", "is not a history"),
+        (b"", "has no measured epoch yet: it is empty"),
+        (b"epoch,st", "has no measured epoch yet: its header is cut short"),
         (b"\xff\xfe\x00e\x00p\n\x00", "is not a history"),
         (b"\x89PNG\r\n\x1a\n\x00\x00", "is not a history"),
         (b"epoch,step,split,nc1\n1,2,train,abc\n", "is damaged: .*abc"),
@@ -202,3 +203,37 @@ def test_an_epoch_is_one_write_and_forced_to_disk(
     append_history(tmp_path, [row(1), row(1, "val")])
     assert forced == [path.stat().st_size]
     assert forced[0] > size
+
+
+def test_a_clock_that_the_file_lacks_is_derived_and_told(tmp_path: Path) -> None:
+    rows = collapse_rows(range(20), exits=(15,), failed=(17,))
+    start_history(tmp_path / "new", rows)
+    bare = [{k: v for k, v in row.items() if "tpt" not in k} for row in rows]
+    start_history(tmp_path / "old", bare, [name for name in COLUMNS if "tpt" not in name])
+    new, old = read_history(tmp_path / "new"), read_history(tmp_path / "old")
+    for name in ("tpt_start_exact", "tpt_active", "tpt_exits"):
+        told = new.loc[new["split"] == "train", name]
+        assert old.loc[old["split"] == "train", name].equals(told), name
+    assert new.attrs["cautions"] == []
+    assert "derived from the training error" in old.attrs["cautions"][0]
+    assert "tpt_start_effective" in old.attrs["unrecorded"]
+
+
+def test_without_a_train_error_no_clock_is_derived(tmp_path: Path) -> None:
+    (tmp_path / HISTORY_FILE).write_text("epoch,step,split,nc1\n3,30,train,0.5\n")
+    frame = read_history(tmp_path)
+    assert frame["tpt_active"].isna().all()
+    assert frame.attrs["cautions"] == []
+
+
+def test_rows_that_cannot_be_read_are_left_out_and_told(tmp_path: Path) -> None:
+    start_history(tmp_path, collapse_rows(range(4)))
+    path = tmp_path / HISTORY_FILE
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:3], '1,2,"gar\n', "5,60,train\n", *lines[3:], "9,108,tra"]))
+    frame = read_history(tmp_path)
+    assert len(frame) == 8
+    damaged, torn = frame.attrs["cautions"]
+    assert damaged.startswith("2 of 10 rows of history.csv cannot be read")
+    assert "line 4" in damaged
+    assert torn.startswith("The last row of history.csv is cut short")

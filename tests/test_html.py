@@ -72,7 +72,7 @@ def test_the_page_fetches_nothing(page: Page) -> None:
         if name in {"src", "href", "xlink:href", "data", "poster", "srcset", "action"}:
             pixels = r"data:image/png;base64,[\w+/=\s]*"
             assert re.fullmatch(
-                rf"#[\w-]+|history\.csv|run\.json|figures/overview\.png|{pixels}", value
+                rf"#[\w-]+|history\.csv|run\.json|figures/curves\.png|{pixels}", value
             )
         assert "http" not in value or name.startswith("xmlns") or name == "http-equiv"
         assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)", value))
@@ -145,7 +145,7 @@ def test_the_onset_is_marked_in_the_table_of_epochs(page: Page) -> None:
 
 
 def test_the_overview_is_written_beside_the_report(folder: Path, page: Page) -> None:
-    picture = (folder / "figures" / "overview.png").read_bytes()
+    picture = (folder / "figures" / "curves.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert len(picture) < 500_000
 
@@ -443,4 +443,31 @@ def test_a_run_cut_short_is_told_that_it_is_too_early(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(EXPECT, encoding="utf-8")
     text = " ".join(read(tmp_path).text.split())
     assert text.count("too early to say (epoch 3 of 150)") == 5
-    assert re.search(r"nc1 [\d.]+epoch 3 [\d.]+ ≤ 1", text)
+    assert re.search(r"nc1 [\d.]+ epoch 3 [\d.]+ ≤ 1", text)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_what_a_damaged_or_old_history_lacks_is_told(tmp_path: Path) -> None:
+    rows = [
+        {k: v for k, v in row.items() if "tpt" not in k and k != "nc3_self_duality"}
+        for row in collapse_rows(range(31), exits=())
+    ]
+    folder = make_run(tmp_path / "run", rows)
+    path = folder / "history.csv"
+    path.write_text(path.read_text()[:-30])
+    text = " ".join(read(folder).text.split())
+    assert "Training error reached 0 at epoch 12; the last measurement, epoch 30, is 18" in text
+    assert "derived from the training error" in text
+    assert "The last row of history.csv is cut short" in text
+    assert "Not measured: NC3 self-duality." in text
+    assert "not measured train, epoch30" in text
+    assert "Not recorded by this run:" in text
+
+
+def test_a_folder_without_rows_is_refused_in_words(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", [])
+    with pytest.raises(InputError, match="no measured epoch yet: only a header"):
+        write_report(folder)
+    (folder / "history.csv").write_bytes(b"")
+    with pytest.raises(InputError, match="no measured epoch yet: it is empty"):
+        write_report(folder)

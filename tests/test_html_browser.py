@@ -132,6 +132,19 @@ def test_no_page_is_wider_than_its_window(visit: Visit) -> None:
     assert wide <= visit.page.viewport_size["width"]
 
 
+@pages(*BOTH, looks=("light", "phone"))
+def test_what_was_expected_and_the_summary_are_read_without_moving_sideways(visit: Visit) -> None:
+    visit.page.set_viewport_size({"width": min(1100, visit.page.viewport_size["width"]),
+                                  "height": 900})  # fmt: skip
+    room = visit.page.evaluate(
+        "[...document.querySelectorAll('.scroll:has(> .stack)')]"
+        ".map((each) => [each.scrollWidth, each.clientWidth])"
+    )
+    assert room
+    assert all(wide <= there for wide, there in room)
+    assert visit.page.locator(".judged").count() > 0
+
+
 @pages(*BOTH)
 def test_every_chart_is_drawn(visit: Visit) -> None:
     open_ones = "figure svg[role=img]"

@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def written(folder: Path) -> dict[str, Path]:
-    return {path.stem: path for path in (folder / "figures").iterdir()}
+    return {path.stem: path for path in (folder / "paper").iterdir()}
 
 
 def width_of(pdf: Path) -> float:
@@ -41,7 +41,7 @@ def width_of(pdf: Path) -> float:
 def test_every_figure_is_a_file_one_or_two_columns_wide(folder: Path) -> None:
     files = written(folder)
     assert set(files) == {
-        *("overview", "error", "cross_entropy", "nc1", "nc2_equinorm", "nc2_equiangular_std"),
+        *("curves", "error", "cross_entropy", "nc1", "nc2_equinorm", "nc2_equiangular_std"),
         *("nc2_max_angle", "nc2_etf", "nc3_self_duality", "nc4_disagreement"),
         *("path_nc1_nc2_etf_means", "path_nc1_nc3_self_duality"),
         *("path_nc2_etf_means_nc3_self_duality", "layers_nc1", "layers_nc2_etf_means"),
@@ -52,7 +52,7 @@ def test_every_figure_is_a_file_one_or_two_columns_wide(folder: Path) -> None:
         ),
     }
     wide = {name for name, path in files.items() if width_of(path) == pytest.approx(DOUBLE)}
-    assert wide == {"overview", "layers_nc1", "layers_nc2_etf_means", "gram_first", "gram_last"}
+    assert wide == {"curves", "layers_nc1", "layers_nc2_etf_means", "gram_first", "gram_last"}
     assert all(width_of(files[name]) == pytest.approx(SINGLE) for name in set(files) - wide)
 
 
@@ -66,7 +66,7 @@ def test_fonts_are_embedded_as_outlines_and_no_page_is_a_bitmap(folder: Path) ->
 
 
 def test_the_smallest_text_of_the_overview_can_be_read_in_print(folder: Path) -> None:
-    content = written(folder)["overview"].read_bytes()
+    content = written(folder)["curves"].read_bytes()
     streams = re.findall(rb"stream\r?\n(.*?)endstream", content, flags=re.DOTALL)
     texts = b"".join(zlib.decompress(s) for s in streams if s[:1] == b"x")
     sizes = {float(size) for size in re.findall(rb"/F\d+ ([\d.]+) Tf", texts)}
@@ -94,7 +94,7 @@ def test_a_degenerate_history_has_figures(
         "all nan": collapse(range(3), failed=range(3)),
     }[case]
     files = write_figures(history, [], tmp_path, "png")
-    assert [path.name for path in files] == ["overview.png", "error.png", "nc2_etf_w.png"]
+    assert [path.name for path in files] == ["curves.png", "error.png", "nc2_etf_w.png"]
     for path in files:
         with Image.open(path) as image:
             assert image.info["dpi"][0] == pytest.approx(300, abs=0.1)
@@ -140,7 +140,7 @@ def test_the_command_names_every_file(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_damaged_snapshots_are_warned_of_and_the_rest_is_drawn(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", collapse_rows(range(2)))
     (run / "snapshots.jsonl").write_text("[]\n")
-    with pytest.warns(UserWarning, match=r"left out: snapshots.jsonl is damaged"):
+    with pytest.warns(UserWarning, match=r"snapshots.jsonl cannot be read|geometry are left out"):
         assert main(["report", str(run), "--format", "png"]) == 0
     assert "simplex_last" not in written(run)
     assert "nc1" in written(run)
@@ -154,7 +154,7 @@ def test_a_comparison_is_figures_with_a_key_or_tables(
         make_run(tmp_path / f"seed{seed}", collapse_rows(range(4)), RUN | {"command": f"x {seed}"})
     monkeypatch.chdir(tmp_path)
     assert main(["report", "seed0", "seed1", "--format", "pdf", "--out", "new"]) == 0
-    names = ["new/figures/comparison_error.pdf", "new/figures/comparison_nc1.pdf"]
+    names = ["new/paper/comparison_error.pdf", "new/paper/comparison_nc1.pdf"]
     assert capsys.readouterr().out.split() == names
     assert width_of(Path(names[0])) == pytest.approx(SINGLE)
     assert main(["report", ".", "--format", "csv"]) == 0

@@ -167,14 +167,14 @@ def test_features_that_are_not_finite_have_a_report(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_panels")
-def test_a_torn_last_snapshot_is_dropped_without_a_word(tmp_path: Path) -> None:
+def test_a_torn_last_snapshot_is_left_out_and_told(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", collapse_rows(range(6)))
     add_snapshots(folder, [0, 2, 5])
     path = folder / "snapshots.jsonl"
     path.write_text(path.read_text()[:-40])
     page = read(folder)
     assert "Spectra at epoch 2" in labels_of(page)
-    assert "snapshots" not in page.text.partition("The collapse, epoch by epoch")[0]
+    assert "1 of 3 lines of snapshots.jsonl cannot be read" in page.text
 
 
 @pytest.mark.usefixtures("no_panels")
@@ -182,7 +182,8 @@ def test_damaged_snapshots_are_a_caution_that_tells_no_path(tmp_path: Path) -> N
     folder = make_run(tmp_path / "run", collapse_rows(range(6)))
     (folder / "snapshots.jsonl").write_text('{"epoch": 3}\n')
     text = " ".join(read(folder).text.split())
-    assert "The pictures of the geometry are left out: snapshots.jsonl is damaged: line 1" in text
+    assert "1 of 1 lines of snapshots.jsonl cannot be read and were left out: line 1." in text
+    assert "The pictures of the geometry are left out: no snapshot can be read." in text
     assert str(tmp_path) not in text
     assert "The geometry of the features" not in text
 
@@ -280,3 +281,15 @@ def test_the_page_shows_the_classes(folder: Path, page: Page) -> None:
     text = (folder / "report.html").read_text(encoding="utf-8")
     for c, size in enumerate(facts["measurement"]["class_sizes"]):
         assert f'<th scope="row">{c}</th><td class="number value">{size}</td>' in text
+
+
+@pytest.mark.usefixtures("no_panels")
+def test_a_damaged_snapshot_hides_no_other_and_is_told(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", collapse_rows(range(6)))
+    add_snapshots(folder, [0, 2, 5])
+    path = folder / "snapshots.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], b"\x00\xff {garbage\n", *lines[1:]]))
+    page = read(folder)
+    assert "Spectra at epoch 5" in labels_of(page)
+    assert "1 of 4 lines of snapshots.jsonl cannot be read and were left out: line 2." in page.text

@@ -16,6 +16,7 @@ from cases import seeded
 from ncmonitor import InputError, theory
 from ncmonitor._checks import MeasurementError
 from ncmonitor._corners import ideal_corners
+from ncmonitor._snapshot_file import begin_snapshots
 from ncmonitor.snapshot import (
     SHOWN_CLASSES,
     SNAPSHOT_FILE,
@@ -370,7 +371,10 @@ def test_a_torn_last_line_is_left_out_and_then_replaced(tmp_path: Path, snapshot
     path = tmp_path / SNAPSHOT_FILE
     whole = path.read_bytes()
     path.write_bytes(whole + whole[:500])
-    assert [s.epoch for s in read_snapshots(tmp_path)] == [3]
+    with pytest.warns(
+        UserWarning, match=r"1 of 2 lines of snapshots\.jsonl cannot be read.*line 2"
+    ):
+        assert [s.epoch for s in read_snapshots(tmp_path)] == [3]
     append_snapshot(tmp_path, dataclasses.replace(snapshot, epoch=4))
     assert [s.epoch for s in read_snapshots(tmp_path)] == [3, 4]
 
@@ -409,12 +413,27 @@ def test_entries_of_a_newer_version_are_ignored(tmp_path: Path, snapshot: Snapsh
         lambda entry: json.dumps(entry | {"epoch": "soon"}),
     ],
 )
-def test_a_damaged_line_is_named(tmp_path: Path, snapshot: Snapshot, damage: Any) -> None:
+def test_a_damaged_line_is_named_and_hides_no_other(
+    tmp_path: Path, snapshot: Snapshot, damage: Any
+) -> None:
     append_snapshot(tmp_path, snapshot)
     path = tmp_path / SNAPSHOT_FILE
     path.write_text(path.read_text() + damage(json.loads(path.read_text())) + "\n")
-    with pytest.raises(InputError, match=r"snapshots\.jsonl is damaged: line 2"):
-        read_snapshots(tmp_path)
+    append_snapshot(tmp_path, dataclasses.replace(snapshot, epoch=5))
+    with pytest.warns(UserWarning, match=r"1 of 3 lines of snapshots\.jsonl cannot be .*: line 2"):
+        assert [s.epoch for s in read_snapshots(tmp_path)] == [3, 5]
+
+
+def test_an_entry_without_its_line_end_is_read_and_kept(tmp_path: Path, snapshot: Snapshot) -> None:
+    append_snapshot(tmp_path, snapshot)
+    path = tmp_path / SNAPSHOT_FILE
+    path.write_bytes(path.read_bytes()[:-1])
+    assert [s.epoch for s in read_snapshots(tmp_path)] == [3]
+    append_snapshot(tmp_path, dataclasses.replace(snapshot, epoch=4))
+    assert [s.epoch for s in read_snapshots(tmp_path)] == [3, 4]
+    path.write_bytes(path.read_bytes()[:-1])
+    begin_snapshots(tmp_path, {3, 4})
+    assert [s.epoch for s in read_snapshots(tmp_path)] == [3, 4]
 
 
 def test_reading_and_drawing_need_no_torch(tmp_path: Path, snapshot: Snapshot) -> None:

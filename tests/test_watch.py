@@ -18,13 +18,13 @@ import pytest
 from histories import collapse_rows
 from ncmonitor import plots
 from ncmonitor._watch_frame import DEFAULT, scale_of
-from ncmonitor._watch_run import CLOCK, duration
+from ncmonitor._watch_run import duration
 from ncmonitor.catalogue import CATALOGUE
 from ncmonitor.cli import main
 from ncmonitor.history import append_history, start_history
 from ncmonitor.provenance import write_run
 
-NAMES = [*DEFAULT, *CLOCK]
+NAMES = DEFAULT
 ENTER, LEAVE = b"\x1b[?1049h", b"\x1b[?1049l"
 
 
@@ -197,7 +197,40 @@ def test_damaged_lines_are_left_out_and_counted(
     append_history(tmp_path, collapse_rows(range(3, 5)))
     shown = watch(tmp_path)
     assert shown[1].startswith("epoch 4 ") or shown[1].startswith("epoch 4 ·")
-    assert shown[-1].startswith("3 damaged lines of ")
+    assert shown[-1] == f"left out of {tmp_path / 'history.csv'}: 3 damaged lines"
+
+
+def test_a_run_that_ended_without_a_row_says_so_and_nothing_else(
+    tmp_path: Path, watch: Callable[..., list[str]]
+) -> None:
+    write_run(tmp_path, facts(finished="2026-02-03T14:05:50+00:00"))
+    (tmp_path / "history.csv").touch()
+    shown = watch(tmp_path, "--split", "test")
+    assert shown[1].startswith("the run measured nothing: ")
+    assert "waiting" not in "".join(shown)
+    assert not any("ncmonitor report" in line for line in shown)
+
+
+def test_a_table_without_a_clock_has_the_onset_of_its_errors(
+    tmp_path: Path, watch: Callable[..., list[str]]
+) -> None:
+    rows = [
+        {k: v for k, v in row.items() if "tpt" not in k}
+        for row in collapse_rows(range(20), exits=(15,))
+    ]
+    columns = [name for name in rows[0] if name in {n for row in rows for n in row}]
+    start_history(tmp_path, rows, columns)
+    shown = watch(tmp_path, "--metrics", "nc1")
+    assert "terminal phase since epoch 12, left 1×" in shown[1]
+    assert "TPT 12" in "".join(shown)
+    assert any("derived from the training error" in line for line in shown)
+
+
+def test_a_last_row_that_was_cut_is_told(tmp_path: Path, watch: Callable[..., list[str]]) -> None:
+    start_history(tmp_path, collapse_rows(range(5)))
+    path = tmp_path / "history.csv"
+    path.write_text(path.read_text()[:-30])
+    assert any("the last row, which is cut short" in line for line in watch(tmp_path))
 
 
 def test_a_run_that_went_silent_may_have_stopped(

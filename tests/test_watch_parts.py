@@ -15,11 +15,11 @@ import pytest
 from histories import collapse_rows
 from ncmonitor._watch_chart import Curve, chart, tick
 from ncmonitor._watch_frame import DEFAULT
-from ncmonitor._watch_run import CLOCK, Pace
+from ncmonitor._watch_run import Pace
 from ncmonitor._watch_table import HistoryTail
 from ncmonitor.history import read_history, start_history
 
-NAMES = [*DEFAULT, *CLOCK]
+NAMES = DEFAULT
 ENTER, LEAVE = b"\x1b[?1049h", b"\x1b[?1049l"
 
 

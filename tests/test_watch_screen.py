@@ -15,11 +15,10 @@ import pytest
 
 from histories import collapse_rows
 from ncmonitor._watch_frame import DEFAULT
-from ncmonitor._watch_run import CLOCK
 from ncmonitor.history import append_history, start_history
 from ncmonitor.provenance import write_run
 
-NAMES = [*DEFAULT, *CLOCK]
+NAMES = DEFAULT
 ENTER, LEAVE = b"\x1b[?1049h", b"\x1b[?1049l"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -83,7 +83,7 @@ def curves(
     shown = _splits(history, splits)
     _draw(history, ax, names, shown)
     shade_tpt(history, ax)
-    handles = _quantity_keys(names) + (_split_keys(shown) if len(shown) > 1 else [])
+    handles = _quantity_keys(names, "-") + (_split_keys(shown) if len(shown) > 1 else [])
     if handles:
         ax.legend(handles=handles, frameon=False, fontsize="small")
     return ax
@@ -111,10 +111,10 @@ def _label_tpt(ax: Axes, start: int) -> None:
         f"TPT from epoch {start}",
         xy=(1, 1),
         xycoords="axes fraction",
-        xytext=(-3, -3),
+        xytext=(0, 2),  # above the axes: inside it would meet the legend
         textcoords="offset points",
         ha="right",
-        va="top",
+        va="bottom",
         color=ACCENT,
         fontsize="x-small",
     )
@@ -235,7 +235,8 @@ def _panel(history: pd.DataFrame, ax: Axes, names: Sequence[str]) -> None:
     ax.set_ylabel("")
     if len(names) > 1:
         ax.legend(
-            handles=_quantity_keys(names),
+            # Without a line: of length 0 it would still leave a dot before the word.
+            handles=_quantity_keys(names, "none"),
             loc="lower right",  # above the axes, beside the title: inside it would hide a curve
             bbox_to_anchor=(1.0, 1.0),
             ncols=len(names),
@@ -248,13 +249,12 @@ def _panel(history: pd.DataFrame, ax: Axes, names: Sequence[str]) -> None:
         )
 
 
-def _quantity_keys(names: Sequence[str]) -> list[Line2D]:
+def _quantity_keys(names: Sequence[str], linestyle: Literal["-", "none"]) -> list[Line2D]:
     if len(names) == 1:
         return []
     own = panel_labels(names)[1]
     return [
-        # Without a line: of length 0 it would still leave a dot before the word.
-        Line2D([], [], color=SERIES[i % len(SERIES)], linestyle="none", label=label)
+        Line2D([], [], color=SERIES[i % len(SERIES)], linestyle=linestyle, label=label)
         for i, label in enumerate(own)
     ]
 

@@ -10,7 +10,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 
-from ncmonitor._axes import ACCENT, INK, ROUNDING, colour_scale, fresh_axes, log_axis, say_empty
+from ncmonitor._axes import ACCENT, ROUNDING, colour_scale, fresh_axes, log_axis, say_empty
 from ncmonitor._checks import InputError
 from ncmonitor._table import split_names, split_rows, tpt_start
 from ncmonitor.catalogue import CATALOGUE
@@ -67,7 +67,7 @@ def phase(
     for axis, name, log in zip("xy", (0, 1), logarithmic, strict=True):
         if log:
             log_axis(ax, axis, places[known, name])
-    _mark(history, ax, places, epochs, known)
+    _mark(history, ax, places, epochs)
     return ax
 
 
@@ -96,29 +96,20 @@ def _draw_path(
     size = 14 if known.sum() <= 60 else 6
     look: dict[str, Any] = {"cmap": palette, "norm": norm, "s": size, "linewidths": 0, "zorder": 3}
     dots = ax.scatter(places[known, 0], places[known, 1], c=epochs[known], **look)
-    colour_scale(ax, dots, "epoch", ticks=MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+    ends = f"{first:.0f} to {last:.0f}" if last > first else f"{first:.0f}"
+    colour_scale(
+        ax, dots, f"epoch, {ends}", ticks=MaxNLocator(nbins=6, integer=True, min_n_ticks=1)
+    )
 
 
 def _mark(
-    history: pd.DataFrame,
-    ax: Axes,
-    places: NDArray[np.float64],
-    epochs: NDArray[np.float64],
-    known: NDArray[np.bool_],
+    history: pd.DataFrame, ax: Axes, places: NDArray[np.float64], epochs: NDArray[np.float64]
 ) -> None:
-    """Name the first and the last epoch, and ring the one at which the terminal phase began."""
-    marks = {int(epochs[known][0]): (INK, ""), int(epochs[known][-1]): (INK, "")}
+    """Ring the epoch at which the terminal phase began, and say so where no path can lie."""
     start = tpt_start(history)
-    if start is not None and start in epochs[known]:
-        marks[start] = (ACCENT, "TPT from ")
-        ring = places[known & (epochs == start)]
-        look: dict[str, Any] = {"s": 46, "facecolors": "none", "edgecolors": ACCENT}
-        ax.scatter(ring[:, 0], ring[:, 1], label="_TPT start", **look)
-    for i, (epoch, (colour, words)) in enumerate(marks.items()):
-        # The path comes down from the right: there is room above its start, below the onset, and
-        # right of its end, which may lie on the axis.
-        room: dict[str, Any] = {"xytext": [(-6, 3), (8, 4), (8, -8)][i]}
-        room |= {"ha": "right"} if i == 0 else {}
-        place = places[known & (epochs == epoch)][0]
-        ax.annotate(f"{words}epoch {epoch}", xy=place, textcoords="offset points",
-                    fontsize="x-small", color=colour, **room)  # fmt: skip
+    ring = places[epochs == start]
+    if start is None or not np.isfinite(ring).all(axis=1).any():
+        return
+    look: dict[str, Any] = {"s": 46, "facecolors": "none", "edgecolors": ACCENT}
+    ax.scatter(ring[:, 0], ring[:, 1], label="_TPT start", **look)
+    ax.set_title(f"○ TPT from epoch {start}", loc="left", fontsize="small", color=ACCENT)

@@ -59,7 +59,8 @@ def simplex(
     corners = snapshot.corners
     solid = len(corners) == 4
     if ax is None:
-        ax = fresh_axes(3.4, 3.4, **({"projection": "3d"} if solid else {}))
+        high = 1.8 if len(corners) == 2 else 3.4
+        ax = fresh_axes(3.4, high, **({"projection": "3d"} if solid else {}))
     elif (ax.name == "3d") != solid:
         raise InputError(
             f"{len(corners)} corner classes need axes {'with' if solid else 'without'} "
@@ -82,6 +83,8 @@ def simplex(
     _draw_rows(ax, snapshot)
     _draw_names(ax, words, reach)
     _dress(ax, len(corners), reach)
+    if snapshot.num_classes > len(corners):
+        _write(ax, 0.99, f"{len(corners)} of {snapshot.num_classes} classes", ha="right")
     if legend:
         ax.legend(handles=keys(snapshot), loc="upper right", fontsize="x-small", frameon=False,
                   borderaxespad=0, handletextpad=0.3)  # fmt: skip
@@ -125,6 +128,12 @@ def _flat(places: FloatArray) -> FloatArray:
     return np.column_stack([places, np.zeros(len(places))]) if places.shape[1] == 1 else places
 
 
+def _write(ax: Any, x: float, remark: str, y: float = 0.01, **look: Any) -> None:
+    """Write a remark at the edge of the picture."""
+    write = ax.text2D if hasattr(ax, "text2D") else ax.text
+    write(x, y, remark, transform=ax.transAxes, fontsize="x-small", color=MUTED, **look)
+
+
 def _draw_ideal(ax: Axes, count: int) -> None:
     places = _flat(ideal_corners(count))
     for one, other in combinations(places, 2):
@@ -137,9 +146,7 @@ def _draw_points(ax: Any, snapshot: Snapshot, reach: float) -> None:
     near = np.abs(_about_middle(snapshot.points)) <= reach
     seen = np.asarray(near.all(axis=1))  # nan is not
     if not seen.all():
-        write = ax.text2D if hasattr(ax, "text2D") else ax.text
-        write(0.01, 0.01, f"{np.sum(~seen)} of {len(seen)} features outside",
-              transform=ax.transAxes, fontsize="x-small", color=MUTED)  # fmt: skip
+        _write(ax, 0.01, f"{np.sum(~seen)} of {len(seen)} features outside", y=0.99, va="top")
     for i, corner in enumerate(snapshot.corners):
         inside = snapshot.points[seen & (snapshot.point_labels == corner)]
         if inside.shape[1] == 1:  # spread over the height, in an order that shows no pattern
@@ -175,8 +182,10 @@ def _draw_names(ax: Any, words: Sequence[str], reach: float) -> None:
     places = _flat(ideal_corners(len(words)))
     if len(words) == 3:
         places = 0.97 * reach * places
-    else:  # below the mark; above it for the top of a tetrahedron
-        places[:, -1] += np.where(places[:, -1] > 0.5, 0.4, -0.4)
+    elif len(words) == 4:
+        places = 1.35 * places
+    else:  # below the marks
+        places[:, 1] -= 0.45
     for i, (outside, word) in enumerate(zip(places, words, strict=True)):
         text = ax.text(*outside, word, ha="center", va="center", fontsize=8, color=SERIES[i],
                        fontweight="bold", zorder=6)  # fmt: skip
@@ -187,10 +196,12 @@ def _dress(ax: Any, count: int, reach: float) -> None:
     ax.set_axis_off()
     if count == 4:
         ax.set_box_aspect((1, 1, 1), zoom=1.7)
-        ax.view_init(elev=20, azim=-80)  # no corner hides another
+        ax.view_init(elev=24, azim=-82)  # no corner hides another
         ax.set(xlim=(-reach, reach), ylim=(-reach, reach), zlim=(-reach, reach))
         return
     ax.set_xlim(-reach, reach)
     ax.set_ylim(*((-0.8, 0.8) if count == 2 else (_RAISED - reach, _RAISED + reach)))
     ax.set_aspect("equal" if count == 3 else "auto", "box")
+    if count == 2:
+        _write(ax, 0.01, "the height only keeps dots apart", va="bottom")
     ax.plot([0], [0], marker="+", color=INK, markersize=5, zorder=4, label="_centre")
