@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,12 +40,22 @@ def sync(words: Sequence[str]) -> int:
     module = importlib.import_module("ncmonitor.sync")
     try:
         done = module.sync_run(
-            given.run_dir, project=given.project, entity=given.entity, mode=given.mode
+            given.run_dir,
+            project=given.project,
+            entity=given.entity,
+            mode=given.mode,
+            say=_tell,
         )
     except OSError as error:
         raise InputError(f"{given.run_dir} cannot be synced: {error}") from error
-    print("\n".join(module.closing_lines(done, given.run_dir)))
+    words_of = importlib.import_module("ncmonitor._sync_note").closing_lines
+    print("\n".join(words_of(done, given.run_dir)))
     return 0
+
+
+def _tell(line: str) -> None:
+    """Say what is waited for, at once, and apart from what was asked for."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def dashboard(words: Sequence[str]) -> int:
@@ -62,8 +73,10 @@ def dashboard(words: Sequence[str]) -> int:
     given = _dashboard_parser().parse_args(words)
     module = importlib.import_module("ncmonitor.dashboard")
     metrics = "default" if not given.metrics else [m for m in given.metrics.split(",") if m]
+    if given.entity is None:
+        _tell("the entity is a placeholder: pass --entity USER_OR_TEAM for yours")
     workspace = module.build(
-        given.entity,
+        given.entity or "entity",
         given.project,
         name=given.name,
         prefix=given.prefix,
@@ -71,7 +84,7 @@ def dashboard(words: Sequence[str]) -> int:
         group_by=given.group_by,
     )
     if given.action == "push":
-        print(f"dashboard saved: {module.push(workspace)}")
+        print(f"dashboard saved: {module.push(workspace, say=_tell)}")
     elif given.out is None:
         print(module.export(workspace), end="")
     else:
@@ -90,7 +103,7 @@ def _dashboard_parser() -> argparse.ArgumentParser:
     push.add_argument("--entity", required=True, help="user or team that owns the project")
     push.add_argument("--project", required=True, help="W&B project; it must exist")
     export = actions.add_parser("export", help="write it as JSON, without a network")
-    export.add_argument("--entity", default="entity", help="user or team (default: %(default)s)")
+    export.add_argument("--entity", help="user or team (default: a placeholder)")
     export.add_argument("--project", default="ncmonitor", help="default: %(default)s")
     export.add_argument("--out", type=Path, metavar="FILE", help="default: standard output")
     for action in (push, export):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from ncmonitor._run_facts import PICTURES
 from ncmonitor._wandb_run import onset_key
 from ncmonitor.catalogue import CATALOGUE, METRICS, MetricChoice, Quantity, chosen
 from ncmonitor.keys import log_key
@@ -15,17 +16,23 @@ Kind = Literal[
     "line", "pattern", "grouped", "scalar", "scatter", "media", "table", "series", "runs", "text"
 ]
 
-#: Families of numbers that training brings near 0 and never to it, and single ones beside them.
-#: NC2 and symmetry are exactly 0 for two classes, error and NC4 once no sample is misjudged.
+#: Families of numbers with logarithmic axes: 0 takes features of a class that agree to the last
+#: bit, as of one input that repeats, or a classifier that is the centred means to the last bit.
+#: Elsewhere rounding keeps them above 0: free features (recipe ``ufm``) end at 1e-31. All other
+#: quantities reach 0: NC2 and symmetry for two classes, error and NC4 once no sample is misjudged,
+#: cross-entropy once every margin is past rounding, the mean row of W where the rows add up to 0.
 _POSITIVE_GROUPS: Final = ("nc1", "nc3")
-_POSITIVE: Final = ("cross_entropy", "w_mean_ratio", "nc0_k")
-#: Of those families: 0 for a class of one sample, 1 minus something, of either sign, or not small.
-_LINEAR: Final = ("nc1_per_class", "vci", "within_in_span_frac", "nc3_cos_mean", "nc_bias")
+#: Of those families: 0 for a class of one sample or for two classes, 1 minus something, of either
+#: sign, or not small.
+_LINEAR: Final = (
+    *("nc1_per_class", "vci", "within_in_span_frac", "nc3_etf_product", "nc3_cos_mean", "nc_bias"),
+)
 #: One of each property, first in the paper's order.
 MAIN: Final = ("nc1", "nc2_etf_means", "nc3_self_duality", "nc4_disagreement")
 #: What is shown for every inner layer that is measured.
 _IN_LAYERS: Final = ("nc1", "nc1_quotient", "nc2_etf_means")
-_PICTURES: Final = ("curves", "gram", "simplex", "spectrum", "layers", "phase", "animation")
+#: So many pictures are drawn without being asked for; the others have a panel of their own.
+_DRAWN: Final = 4
 _SPLITS: Final = ("train", "val")
 _GUIDE: Final = """\
 **Neural collapse.** After the training error has vanished (the terminal phase, TPT), features \
@@ -34,6 +41,14 @@ the classifier aligns with them (**NC3** → 0) and decides by the nearest mean 
 
 The x-axis is completed epochs; 0 is the untrained network. The step *{onset}* rises from 0.001 \
 to 1 where the terminal phase begins. `ncmonitor metrics NAME` explains a number.
+"""
+_CLASSES: Final = """\
+Empty unless the runs measure it: `NeuralCollapse(metrics=["nc1_per_class", "imbalance"])`, or \
+`ncmonitor fit NAME --nc.metrics '[nc1_per_class, imbalance]'`.
+"""
+_LAYERS: Final = """\
+Empty unless the runs measure inner layers: `NeuralCollapse(layers="body.*")`, or \
+`ncmonitor fit NAME --nc.layers '[...]'`.
 """
 
 
@@ -56,10 +71,10 @@ class Panel:
 
 @dataclass(frozen=True)
 class Part:
-    """One section: a title and its panels."""
+    """One section: the question it answers, and its panels."""
 
     title: str
-    panels: tuple[Panel, ...]
+    panels: Sequence[Panel]
     open: bool = False
 
 
@@ -73,17 +88,18 @@ def parts(prefix: str = "nc", metrics: MetricChoice = "default") -> list[Part]:
     measured = [CATALOGUE[name] for name in chosen(metrics)]
     page = _Page(prefix, measured)
     sections = [
-        Part("Overview", tuple(page.overview()), open=True),
-        Part("NC1 within-class variability", tuple(page.group("nc1"))),
-        Part("NC2 simplex ETF", tuple(page.group("nc2", "many_classes"))),
-        Part("NC3 self-duality", tuple(page.group("nc3", "loss_aware"))),
-        Part("NC4 nearest class centre", tuple(page.group("nc4"))),
-        Part("Classes", tuple(page.classes())),
-        Part("Layers", tuple(page.layers())),
-        Part("Symmetry and weights", tuple(page.group("symmetry", "nc0", "rank_norm"))),
-        Part("Media", tuple(page.media())),
-        Part("Comparison across runs", tuple(page.comparison())),
-        Part("Diagnostics", tuple(page.group("diagnostics"))),
+        Part("Overview: is it in its terminal phase, and collapsing?", page.overview(), open=True),
+        Part("NC1: do features contract to their class mean?", page.group("nc1")),
+        Part("NC2: do the class means form a simplex ETF?", page.group("nc2", "many_classes")),
+        Part("NC3: does the classifier align with the means?", page.group("nc3", "loss_aware")),
+        Part("NC4: does the nearest class mean decide?", page.group("nc4")),
+        Part("Classes: do some lag behind? (where measured)", page.classes()),
+        Part("Layers: how deep does it reach? (where measured)", page.layers()),
+        Part("Symmetry: are the classes interchangeable?", page.group("symmetry")),
+        Part("Norms and ranks: what still grows?", page.group("nc0", "rank_norm")),
+        Part("Media: what does it look like?", page.media()),
+        Part("Comparison across runs: which recipe collapses further?", page.comparison()),
+        Part("Diagnostics: can the numbers be trusted?", page.group("diagnostics")),
     ]
     return [section for section in sections if section.panels]
 
@@ -91,7 +107,7 @@ def parts(prefix: str = "nc", metrics: MetricChoice = "default") -> list[Part]:
 def is_positive(name: str) -> bool:
     """Tell whether a quantity is above 0 whatever the training reaches: it may have a log axis."""
     quantity = CATALOGUE[name]
-    return name not in _LINEAR and (name in _POSITIVE or quantity.group in _POSITIVE_GROUPS)
+    return name not in _LINEAR and quantity.group in _POSITIVE_GROUPS
 
 
 class _Page:
@@ -110,55 +126,73 @@ class _Page:
         keys += [onset_key(self.prefix)] if onset else []
         return Panel("line", quantity.label, tuple(keys), is_positive(name))
 
-    def overview(self) -> Iterable[Panel]:
-        onset = onset_key(self.prefix)
-        yield Panel("text", "What to look for", (_GUIDE.format(onset=onset),))
-        yield Panel(
-            "scalar", CATALOGUE["tpt_start_exact"].label, (self.key("train", "tpt_start_exact"),)
-        )
-        yield self.line("epochs_in_tpt")
-        yield Panel("line", "terminal phase", (self.key("train", "tpt_active"), onset))
-        yield self.line("error", onset=True)
-        yield self.line("cross_entropy", onset=True)
-        yield from (self.line(name, onset=True) for name in MAIN)
+    def overview(self) -> list[Panel]:
+        # The step that marks the onset is in two charts: in each it is one more line for each run.
+        nc1, *others = MAIN
+        guide, start = _GUIDE.format(onset=onset_key(self.prefix)), "tpt_start_exact"
+        return [
+            Panel("text", "What to look for", (guide,)),
+            Panel("scalar", CATALOGUE[start].label, (self.key("train", start),)),
+            self.line("epochs_in_tpt"),
+            self.line("tpt_active"),
+            self.line("error", onset=True),
+            self.line("cross_entropy"),
+            self.line(nc1, onset=True),
+            *map(self.line, others),
+        ]
 
-    def group(self, *groups: str) -> Iterable[Panel]:
-        for quantity in self.measured:
-            if quantity.group in groups and not quantity.vector:
-                yield self.line(quantity.name)
+    def group(self, *groups: str) -> list[Panel]:
+        names = [q.name for q in self.measured if q.group in groups and not q.vector]
+        return [self.line(name) for name in names]
 
-    def classes(self) -> Iterable[Panel]:
-        for quantity in self.measured:
-            if quantity.vector:
-                pattern = f"^{re.escape(self.key('train', quantity.name))}/[0-9]+$"
-                yield Panel("pattern", quantity.label, (pattern,), is_positive(quantity.name))
-        yield from (self.line(name) for name in ("n_classes_present", "min_class_count"))
-        yield from self.group("imbalance")
+    def classes(self) -> list[Panel]:
+        vectors = [q for q in METRICS if q.vector]
+        imbalance = [q.name for q in METRICS if q.group == "imbalance" and not q.vector]
+        return [
+            Panel("text", "What it takes", (_CLASSES,)),
+            *(
+                Panel("pattern", q.label, (f"^{re.escape(self.key('train', q.name))}/[0-9]+$",))
+                for q in vectors
+            ),
+            *map(self.line, imbalance),
+        ]
 
-    def layers(self) -> Iterable[Panel]:
-        names = {quantity.name for quantity in self.measured}
-        for name in _IN_LAYERS:
-            if name in names:
-                pattern = f"^{re.escape(self.prefix)}/train/layer/.+/{name}$"
-                label = f"{CATALOGUE[name].label} by layer"
-                yield Panel("pattern", label, (pattern,), is_positive(name))
+    def layers(self) -> list[Panel]:
+        known = [name for name in _IN_LAYERS if CATALOGUE[name] in self.measured]
+        return [
+            Panel("text", "What it takes", (_LAYERS,)),
+            *(
+                Panel(
+                    "pattern",
+                    f"{CATALOGUE[name].label} by layer",
+                    (f"^{re.escape(self.prefix)}/train/layer/.+/{name}$",),
+                    is_positive(name),
+                )
+                for name in known
+            ),
+        ]
 
-    def media(self) -> Iterable[Panel]:
+    def media(self) -> list[Panel]:
         media = f"{self.prefix}_media"
-        yield Panel("media", "Pictures", tuple(f"{media}/{name}" for name in _PICTURES))
-        yield Panel("series", "Collapse of the training set (log10)", (f"{media}/collapse_table",))
-        yield Panel("table", "History", (f"{media}/history",))
+        pictures = tuple(f"{media}/{name}" for name in PICTURES)
+        more = "Pictures that were asked for: CollapseFigures(figures='all')"
+        return [
+            Panel("media", "Pictures (CollapseFigures)", pictures[:_DRAWN]),
+            Panel("series", "Collapse of the training set (log10)", (f"{media}/collapse_table",)),
+            Panel("table", "History", (f"{media}/history",)),
+            Panel("media", more, pictures[_DRAWN:]),
+        ]
 
-    def comparison(self) -> Iterable[Panel]:
+    def comparison(self) -> list[Panel]:
+        error, panels = f"{self.key('val', 'error')}.last", []
         for split, name in [*(("train", name) for name in MAIN), ("val", "error")]:
             title = f"{split} {CATALOGUE[name].label}"
-            yield Panel("grouped", title, (self.key(split, name),), is_positive(name))
-        error = f"{self.key('val', 'error')}.last"
+            panels.append(Panel("grouped", title, (self.key(split, name),), is_positive(name)))
         for name in ("nc1", "nc3_self_duality"):
             title = f"val error over train {CATALOGUE[name].label}"
             keys = (f"{self.key('train', name)}.last", error)
-            yield Panel("scatter", title, keys, is_positive(name))
-        yield Panel("runs", "Runs")
+            panels.append(Panel("scatter", title, keys, is_positive(name)))
+        return [*panels, Panel("runs", "Runs")]
 
 
 def shown_groups() -> set[str]:

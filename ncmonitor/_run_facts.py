@@ -12,7 +12,9 @@ from ncmonitor.provenance import read_run
 if TYPE_CHECKING:
     import pandas as pd
 
-_PICTURES: Final = (".png", ".gif", ".jpg")
+#: Names of the pictures that training draws and logs, as files and as keys of media.
+PICTURES: Final = ("curves", "gram", "simplex", "spectrum", "layers", "phase", "animation")
+_SUFFIXES: Final = (".png", ".gif")
 #: Of ``run.json``, beside how the run was measured.
 _KEPT: Final = ("ncmonitor", "versions", "commit", "dirty", "command", "created", "seed")
 
@@ -49,5 +51,6 @@ def facts_of(folder: Path, history: pd.DataFrame) -> dict[str, Any]:
 
 
 def pictures_of(folder: Path) -> list[Path]:
-    """Return the figures of a run folder."""
-    return sorted(p for p in folder.glob("figures/*") if p.suffix.lower() in _PICTURES)
+    """Return the pictures that training has drawn: ``figures`` may hold those for a paper too."""
+    known = (p for p in folder.glob("figures/*") if p.stem in PICTURES)
+    return sorted(path for path in known if path.suffix.lower() in _SUFFIXES)

@@ -24,6 +24,13 @@ _POINTS: Final = 2000
 _TAG: Final = 64
 
 
+def host() -> str:
+    """Return the address of the W&B server that the client would talk to."""
+    import wandb
+
+    return str(wandb.setup().settings.base_url)
+
+
 def define_axes(run: Any, epoch_key: str, keys: Mapping[str, str]) -> None:
     """Give every key the epoch as its x-axis, by exact name.
 
@@ -38,7 +45,8 @@ def define_axes(run: Any, epoch_key: str, keys: Mapping[str, str]) -> None:
     run.define_metric(epoch_key)
     for key, name in keys.items():
         kept = "min,last" if _falls(name) else "last"
-        run.define_metric(key, step_metric=epoch_key, summary=kept)
+        exact = key.replace(".", r"\.")  # of a layer; a bare dot would lead into a nested value
+        run.define_metric(exact, step_metric=epoch_key, summary=kept)
 
 
 def summary_of(rows: Iterable[Row], prefix: str) -> dict[str, dict[str, float]]:

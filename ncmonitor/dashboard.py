@@ -10,10 +10,11 @@ import contextlib
 import importlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from ncmonitor import _wandb_run
 from ncmonitor._checks import InputError
 from ncmonitor._dashboard_sections import Panel, Part, parts
 from ncmonitor.catalogue import MetricChoice
@@ -101,11 +102,12 @@ def load(text: str) -> Workspace:
         raise InputError(f"this is no exported workspace: {str(error).splitlines()[0]}") from error
 
 
-def push(workspace: Workspace) -> str:
+def push(workspace: Workspace, *, say: Callable[[str], object] = lambda line: None) -> str:
     """Save the workspace in its project as a new view.
 
     Args:
         workspace: From :func:`build` or :func:`load`.
+        say: Is told, in one line, before W&B's server is waited for.
 
     Returns:
         Its address.
@@ -114,6 +116,7 @@ def push(workspace: Workspace) -> str:
         InputError: If W&B refuses or cannot be reached, with the client's own words.
     """
     with _in_words(f"{workspace.entity}/{workspace.project}"):
+        say(f"connecting to W&B ({_wandb_run.host()}) ...")
         workspace.save()  # type: ignore[no-untyped-call]
         return str(workspace.url)
 
@@ -210,4 +213,7 @@ def _in_words(where: str) -> Iterator[None]:
         yield
     except Exception as error:
         words = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"W&B did not save the dashboard in {where}: {words}") from error
+        raise InputError(
+            f"W&B did not save the dashboard in {where}: {words} (without W&B's server: "
+            "ncmonitor dashboard export)"
+        ) from error

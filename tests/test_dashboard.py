@@ -11,11 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ncmonitor import dashboard
 from ncmonitor._checks import InputError
 from ncmonitor._dashboard_sections import Panel, is_positive, parts, shown_groups
-from ncmonitor.catalogue import CATALOGUE, GROUPS, METRIC_NAMES, quantity_of
+from ncmonitor.callbacks import figure_drawing
+from ncmonitor.callbacks.figure_drawing import FIGURES
+from ncmonitor.catalogue import (
+    CATALOGUE,
+    FIT_NAMES,
+    GROUPS,
+    METRIC_NAMES,
+    PHASE_NAMES,
+    quantity_of,
+)  # fmt: skip
 from ncmonitor.cli import main
 from ncmonitor.keys import log_values
 from ncmonitor.measure import measure_collapse
@@ -57,11 +67,37 @@ def test_every_default_metric_and_the_clock_have_a_chart() -> None:
 
 
 def test_the_sections_are_those_of_the_paper_and_around_it() -> None:
-    words = ["Overview", "NC1", "NC2", "NC3", "NC4", "Classes", "Layers", "Symmetry", "Media",
-             "Comparison", "Diagnostics"]  # fmt: skip
+    words = ["Overview", "NC1", "NC2", "NC3", "NC4", "Classes", "Layers", "Symmetry", "Norms",
+             "Media", "Comparison", "Diagnostics"]  # fmt: skip
     titles = [part.title for part in parts()]
-    assert [title.split(" ")[0] for title in titles] == words
-    assert [part.title for part in parts() if part.open] == ["Overview"]
+    assert [title.split(" ")[0].rstrip(":") for title in titles] == words
+    assert all("?" in title for title in titles)  # each says what it answers
+    assert [part.title for part in parts() if part.open] == titles[:1]
+
+
+def test_the_onset_is_in_two_charts_and_no_section_repeats_anothers_panel() -> None:
+    marked = [(part.title[:8], panel.title) for part in parts() for panel in part.panels
+              if "nc/tpt/onset" in panel.keys]  # fmt: skip
+    assert marked == [("Overview", "error"), ("Overview", "NC1")]
+    whole = parts(metrics="all")
+    beside = [panel.keys for part in whole if part.title[:8] != "Overview" for panel in part.panels]
+    assert len(beside) == len({*beside})
+
+
+def test_what_runs_do_not_log_by_default_is_in_panels_that_say_so() -> None:
+    """Every panel has a key that a plain fit has logged, or its section says what it takes."""
+    default = {*METRIC_NAMES, *FIT_NAMES, *PHASE_NAMES, "onset"}
+    for part in parts():
+        if "(where measured)" in part.title:
+            assert "NeuralCollapse(" in part.panels[0].keys[0]
+            continue
+        for panel in part.panels:
+            if panel.kind in ("line", "grouped", "scalar"):
+                assert {key.split("/")[-1] for key in panel.keys} <= default
+    drawn, asked = [p for p in parts()[9].panels if p.kind == "media"]
+    assert {key.split("/")[1] for key in drawn.keys} == {*figure_drawing.DEFAULT}
+    assert {key.split("/")[1] for key in asked.keys} == {*FIGURES} - {*figure_drawing.DEFAULT}
+    assert "asked for" in asked.title
 
 
 def test_only_keys_that_are_logged_are_asked_for() -> None:
@@ -74,7 +110,7 @@ def test_only_keys_that_are_logged_are_asked_for() -> None:
 
 
 def test_patterns_find_the_keys_of_layers_and_classes() -> None:
-    page = panels(metrics="all")
+    page = {title.split(":")[0]: found for title, found in panels(metrics="all").items()}
     [pattern] = [p.keys[0] for p in page["Layers"] if p.title == "NC1 by layer"]
     assert re.search(pattern, "nc/train/layer/body.0/nc1")
     assert not re.search(pattern, "nc/train/layer/body.0/nc1_quotient")
@@ -83,13 +119,18 @@ def test_patterns_find_the_keys_of_layers_and_classes() -> None:
 
 
 def test_a_logarithmic_axis_is_only_where_zero_cannot_occur() -> None:
-    """Two classes and features without error: what is exactly 0 there has a linear axis."""
+    """Two classes, no error, sure logits, rows that add up to 0: what is 0 there is linear."""
     features, labels = blobs(40, noise=1e-3)
     features, labels = features[labels < 2], labels[labels < 2]
-    report = measure_collapse(features, labels, features[:2].clone(), metrics="all")
-    values = {"train/error": report.error, **{f"train/{k}": v for k, v in report.as_dict().items()}}
-    zero = {key.split("/")[1] for key, value in values.items() if value <= 1e-12}
-    assert {"error", "nc4_disagreement", "nc2_equinorm_means"} <= zero
+    zero = set()
+    row = features[:1] - features[1:2]
+    for weight in (features[:2].clone(), 1e5 * features[:2], torch.cat([row, -row])):
+        report = measure_collapse(features, labels, weight, metrics="all")
+        values = {"error": report.error, "cross_entropy": report.cross_entropy, **report.as_dict()}
+        zero |= {key.removeprefix("train/") for key, value in values.items() if value <= 1e-12}
+    assert {"error", "nc4_disagreement", "nc2_equinorm_means", "cross_entropy", "w_mean_ratio"} <= {
+        *zero
+    }
     logged = {
         key.split("/")[-1]
         for part in parts(metrics="all")
@@ -97,7 +138,7 @@ def test_a_logarithmic_axis_is_only_where_zero_cannot_occur() -> None:
         if panel.log and panel.kind in ("line", "grouped")
         for key in panel.keys
     }
-    assert {"nc1", "nc3_self_duality", "cross_entropy", "onset"} <= logged
+    assert {"nc1", "nc1_quotient", "nc3_self_duality", "onset"} <= logged
     assert not logged & zero
     assert not is_positive("nc1_per_class")  # 0 for a class of one sample
     assert log_values([], "nc") == {}
@@ -144,7 +185,10 @@ def test_export_writes_a_file_or_to_the_terminal(
     out = tmp_path / "dashboard.json"
     assert main(["dashboard", "export", "--project", "p", "--out", str(out)]) == 0
     assert json.loads(out.read_text())["project"] == "p"
-    capsys.readouterr()
+    assert "the entity is a placeholder: pass --entity" in capsys.readouterr().err
+    assert main(["dashboard", "export", "--entity", "me", "--out", str(out)]) == 0
+    assert json.loads(out.read_text())["entity"] == "me"
+    assert capsys.readouterr().err == ""
     assert main(["dashboard", "export", "--prefix", "my"]) == 0
     assert '"my/train/nc1"' in capsys.readouterr().out
     assert main(["dashboard", "export", "--out", str(tmp_path / "no" / "x.json")]) == 2
@@ -167,8 +211,9 @@ def test_push_saves_what_export_shows(server: Server, capsys: pytest.CaptureFixt
     assert names == ("me", "p", "Mine", "project-view")
     made = dashboard.build("me", "p", name="Mine", metrics=["nc1", "imbalance"])
     assert without_ids(json.loads(view["spec"])) == without_ids(made._spec["spec"])
-    said = capsys.readouterr().out
-    assert said.startswith(f"dashboard saved: {server.url}/me/p?nw=")
+    said = capsys.readouterr()
+    assert said.out.startswith(f"dashboard saved: {server.url}/me/p?nw=")
+    assert said.err.splitlines()[0] == f"connecting to W&B ({server.url}) ..."
 
 
 def without_ids(spec: Any) -> Any:
@@ -190,6 +235,7 @@ def test_a_wrong_entity_or_key_is_one_line(
     [line] = [x for x in capsys.readouterr().err.splitlines() if "error" in x]
     assert line.startswith("ncmonitor: error: W&B did not save the dashboard in them/p: ")
     assert message in line
+    assert line.endswith("(without W&B's server: ncmonitor dashboard export)")
 
 
 def test_push_without_a_login_says_how_to_log_in(

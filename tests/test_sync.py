@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import wandb
 from pytorch_lightning.loggers import WandbLogger
 
 from ncmonitor import sync
 from ncmonitor._checks import InputError
-from ncmonitor.callbacks import NeuralCollapse
+from ncmonitor._run_facts import PICTURES
+from ncmonitor._sync_note import NOTE_FILE, Synced, read_note, read_notes, write_notes
+from ncmonitor.callbacks import NeuralCollapse, figure_drawing
 from ncmonitor.cli import main
 from ncmonitor.history import read_history
-from ncmonitor.sync import NOTE_FILE, Synced, read_note, sync_run
+from ncmonitor.sync import PATIENCE, sync_run
 from toys import Toy, train_loader, trainer, val_loader
-from wandb_files import offline_run, records, summary
+from wandb_files import definitions, offline_run, records, summary
 from wandb_server import Server, wandb_server
 
 EPOCHS = 4
@@ -57,6 +62,7 @@ def run_dir(live: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    wandb.teardown()  # the run of another fixture has read the settings of this process
     with wandb_server() as running:
         for name, value in running.environment.items():
             monkeypatch.setenv(name, value)
@@ -98,9 +104,9 @@ def test_the_replay_has_the_keys_numbers_axes_and_summary_of_the_live_run(
     assert numbers(replay) == numbers(logged)
     axes = [
         {
-            m["name"]: (m.get("step_metric"), m.get("summary"))
-            for m in records(run, "metric")
-            if m.get("name", "").startswith("nc/")
+            key: (defined.get("step_metric"), defined.get("summary"))
+            for key, defined in definitions(run).items()
+            if key.startswith("nc/")
         }
         for run in (replay, logged)
     ]
@@ -111,6 +117,7 @@ def test_the_replay_has_the_keys_numbers_axes_and_summary_of_the_live_run(
         for run in (replay, logged)
     ]
     assert summaries[0] == summaries[1]
+    assert set(summaries[0]["nc/train/layer/body.0/nc1"]) == {"min", "last"}
 
 
 def test_the_replay_is_filled_with_options_tags_table_and_figures(run_dir: Path) -> None:
@@ -136,6 +143,16 @@ def test_the_replay_is_filled_with_options_tags_table_and_figures(run_dir: Path)
     ]
 
 
+def test_only_the_pictures_that_training_has_drawn_are_uploaded(run_dir: Path) -> None:
+    assert PICTURES == figure_drawing.FIGURES
+    for name in ("overview.png", "gram_last.png", "nc1.png", "gram.png", "gram.pdf"):
+        (run_dir / "figures" / name).write_bytes(_PNG)
+    sync_run(run_dir, mode="offline")
+    media = {k for k in summary(replayed(run_dir))["summary"] if k.startswith("nc_media/")}
+    ours = {"nc_media/history", "nc_media/collapse_table"}
+    assert media - ours == {"nc_media/curves", "nc_media/gram"}
+
+
 def test_seeds_of_one_command_are_one_group(run_dir: Path) -> None:
     seeds = run_dir.parent / "20260101-120000-seeds3"
     seeds.mkdir()
@@ -153,7 +170,12 @@ def test_a_second_sync_without_news_does_nothing(
     assert f"wandb sync {run}" in first
     assert main(["sync", str(run_dir)]) == 0
     assert replayed(run_dir) == run
-    assert capsys.readouterr().out.startswith("nothing new: the W&B run ")
+    said = capsys.readouterr().out
+    rows = len(read_history(run_dir))
+    assert re.match(
+        rf"nothing new: the offline run \w{{8}} has all {rows} rows, not uploaded", said
+    )
+    assert f"wandb sync {run}" in said
 
 
 def test_the_record_that_the_training_left_is_named_and_left_alone(
@@ -273,11 +295,79 @@ def test_rows_that_have_changed_since_the_upload_make_a_new_run(
     assert {*server.history} == {first.run_id, second.run_id}
 
 
-def test_another_project_is_another_run(run_dir: Path) -> None:
-    first = sync_run(run_dir, mode="offline")
-    second = sync_run(run_dir, mode="offline", project="elsewhere")
+def test_online_after_offline_uploads_the_same_run_and_drops_the_offline_one(
+    run_dir: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = sync_run(run_dir, mode="offline", project="p")
+    assert main(["sync", str(run_dir), "--mode", "online", "--entity", "me"]) == 0
+    said = capsys.readouterr()
+    assert f"connecting to W&B ({server.url}) ..." in said.err
+    assert said.out.startswith(f"{first.rows} rows replayed into the W&B run {first.run_id} (p)")
+    [rows] = server.history.values()
+    assert [row["nc/epoch"] for row in rows if "nc/train/nc1" in row] == list(range(EPOCHS + 1))
+    assert not (run_dir / str(first.folder)).exists()  # `wandb sync` would upload it once more
+    assert main(["sync", str(run_dir), "--mode", "online", "--entity", "me"]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith(f"nothing new: the W&B run {first.run_id} (p) has all")
+    assert "connecting" not in said.err
+    assert [*server.history] == [first.run_id]
+
+
+def test_rows_uploaded_before_a_part_that_waits_offline_are_not_uploaded_again(
+    run_dir: Path, server: Server
+) -> None:
+    whole = (run_dir / "history.csv").read_text()
+    cut(run_dir, 1)
+    first = sync_run(run_dir, entity="me", project="p")
+    for epochs in (2, 3):  # the second replaces the first, which waits for an upload
+        (run_dir / "history.csv").write_text(whole)
+        cut(run_dir, epochs)
+        part = sync_run(run_dir, mode="offline")
+        assert part.run_id == first.run_id
+        assert [row["nc/epoch"] for row in numbers(replayed(run_dir))] == list(range(2, epochs + 1))
+    (run_dir / "history.csv").write_text(whole)
+    sync_run(run_dir)
+    [rows] = server.history.values()
+    assert [row["nc/epoch"] for row in rows if "nc/train/nc1" in row] == list(range(EPOCHS + 1))
+
+
+def test_another_target_is_another_run_and_the_first_is_found_again(
+    run_dir: Path, server: Server
+) -> None:
+    first = sync_run(run_dir, entity="me", project="p")
+    second = sync_run(run_dir, project="elsewhere")
     assert second.run_id != first.run_id
-    assert second.new == second.rows
+    assert (second.new, second.entity) == (second.rows, "me")
+    again = sync_run(run_dir, project="p")
+    assert (again.run_id, again.new) == (first.run_id, 0)
+    assert sync_run(run_dir).run_id == first.run_id  # the last target is the default
+    assert {*server.history} == {first.run_id, second.run_id}
+
+
+def test_the_users_own_entity_is_the_default_one(run_dir: Path, server: Server) -> None:
+    first = sync_run(run_dir, project="p")
+    assert first.entity == "me"  # as the server says
+    assert sync_run(run_dir, entity="me").run_id == first.run_id
+
+
+def test_an_offline_run_for_another_project_is_kept_and_named(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = sync_run(run_dir, mode="offline")
+    assert main(["sync", str(run_dir), "--mode", "offline", "--project", "elsewhere"]) == 0
+    place = run_dir / str(first.folder)
+    said = f"not uploaded, for the project ncmonitor: wandb sync {place}"
+    assert said in capsys.readouterr().out
+    assert place.is_dir()
+
+
+def test_an_offline_run_that_is_gone_is_said_to_count_as_uploaded(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sync_run(run_dir, mode="offline")
+    shutil.rmtree(run_dir / "wandb_sync")
+    assert main(["sync", str(run_dir), "--mode", "offline"]) == 0
+    assert f"counts as uploaded; if it was not: rm {run_dir / NOTE_FILE}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("message", ["permission denied", "project not found"])
@@ -289,7 +379,27 @@ def test_a_wrong_entity_is_one_line(
     [line] = [x for x in capsys.readouterr().err.splitlines() if x.startswith("ncmonitor")]
     assert line.startswith("ncmonitor: error: W&B: ")
     assert message in line
+    assert line.endswith(f"(without W&B's server: ncmonitor sync {run_dir} --mode offline)")
     assert read_note(run_dir) is None
+
+
+def test_a_server_that_does_not_answer_is_named_at_once_and_given_up_soon(
+    run_dir: Path, server: Server, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert PATIENCE < 60
+    wandb.teardown()  # as in the fixture
+    monkeypatch.setattr(sync, "PATIENCE", 1.0)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    first = sync_run(run_dir, mode="offline")
+    began = time.monotonic()
+    assert main(["sync", str(run_dir), "--mode", "online"]) == 2
+    assert time.monotonic() - began < 10
+    said = capsys.readouterr().err
+    assert "connecting to W&B (http://127.0.0.1:9) ..." in said
+    assert "--mode offline)" in said
+    assert read_note(run_dir) == first
+    assert replayed(run_dir).is_dir()
 
 
 # -- which mode, and mistakes ----------------------------------------------------------------------
@@ -330,9 +440,11 @@ def test_a_folder_without_a_run_is_explained(
 
 
 def test_a_note_of_another_version_does_not_count(tmp_path: Path) -> None:
-    (tmp_path / NOTE_FILE).write_text('{"run_id": "a", "colour": "red"}')
+    (tmp_path / NOTE_FILE).write_text('{"runs": [{"run_id": "a", "colour": "red"}]}')
     assert read_note(tmp_path) is None
-    (tmp_path / NOTE_FILE).write_text(
-        '{"run_id": "a", "project": "p", "entity": null, "mode": "online"}'
-    )
-    assert read_note(tmp_path) == Synced("a", "p", None, "online")
+    (tmp_path / NOTE_FILE).write_text('{"run_id": "a"}')
+    assert read_note(tmp_path) is None
+    runs = [Synced("a", "p", None, "online"), Synced("b", "q", "me", "offline", rows=3)]
+    write_notes(tmp_path, runs[:1], runs[1])
+    assert read_notes(tmp_path) == runs
+    assert read_note(tmp_path) == runs[1]

@@ -21,6 +21,19 @@ def records(run: Path, kind: str) -> list[dict[str, Any]]:
     return [record[kind] for record in lines if record["type"] == kind]
 
 
+def definitions(run: Path) -> dict[str, dict[str, Any]]:
+    """Return what ``define_metric`` was told, by the key that is logged: without escapes of dots.
+
+    A key with a bare dot would be that of a nested value: it defines nothing that we log.
+    """
+    named = {record.get("name", ""): record for record in records(run, "metric")}
+    return {
+        name.replace("\\.", "."): record
+        for name, record in named.items()
+        if name.count(".") == name.count("\\.")
+    }
+
+
 def summary(run: Path) -> dict[str, Any]:
     """Return config, summary, tags and more, as they are at the end."""
     whole: dict[str, Any] = json.loads(inspect(run, "--summary"))

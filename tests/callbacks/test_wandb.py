@@ -19,7 +19,7 @@ from ncmonitor.callbacks import NeuralCollapse
 from ncmonitor.callbacks.wandb_runs import continue_run, wandb_id
 from ncmonitor.catalogue import CATALOGUE, FIT_NAMES, METRIC_NAMES, PHASE_NAMES
 from toys import CLASSES, Toy, train_loader, trainer, val_loader
-from wandb_files import offline_run, records, summary
+from wandb_files import definitions, offline_run, records, summary
 
 EPOCHS = 6
 
@@ -62,11 +62,10 @@ def test_every_epoch_is_there_under_exactly_the_keys_of_the_design(
 
 def test_every_chart_has_completed_epochs_as_its_x_axis(run: tuple[Path, NeuralCollapse]) -> None:
     folder, monitor = run
-    metrics = records(folder, "metric")
-    named = {record["name"]: record for record in metrics if "name" in record}
+    named = definitions(folder)
     assert {key for key in named if key.startswith("nc/")} >= keys(monitor)
     assert {named[key]["step_metric"] for key in keys(monitor)} == {"nc/epoch"}
-    assert not any(r.get("glob_name", "").startswith("nc") for r in metrics)
+    assert not any(r.get("glob_name", "").startswith("nc") for r in records(folder, "metric"))
 
 
 def test_the_summary_keeps_the_best_and_the_last_value(run: tuple[Path, NeuralCollapse]) -> None:
@@ -192,6 +191,13 @@ def test_a_resumed_fit_goes_on_in_the_run_of_its_checkpoint(
     assert (run["run_id"], run["resume"]) == ("first", True)
     rows = [record["item"] for record in records(folder, "history")]
     assert [r["nc/epoch"] for r in rows if "nc/train/nc1" in r] == list(range(3, EPOCHS + 1))
+    # The summary is that of the whole run: some minima are those of the part before.
+    history = monitor.history.query("split == 'train'")
+    falling = [name for name in METRIC_NAMES if CATALOGUE[name].collapse == 0]
+    least = {name: history[name].min() for name in falling}
+    whole = summary(folder)["summary"]
+    assert {name: whole[f"nc/train/{name}"]["min"] for name in falling} == least
+    assert any(history[name].iloc[:3].min() == least[name] for name in falling)
     # The onset was logged once: here, or in the part before the checkpoint.
     parts = [folder, offline_run(tmp_path / "before")]
     marks = [r["item"] for p in parts for r in records(p, "history") if "nc/tpt/onset" in r["item"]]

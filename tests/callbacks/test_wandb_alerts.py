@@ -24,7 +24,7 @@ class Recorder:
     """Stands for a W&B run: keeps the alerts."""
 
     def __init__(self) -> None:
-        self.id, self.tags, self.config = "an-id", ("mine",), self
+        self.id, self.tags, self.config, self.summary = "an-id", ("mine",), self, self
         self.alerts: list[tuple[str, str]] = []
 
     def alert(self, title: str, text: str) -> None:
