@@ -55,10 +55,25 @@ def choose(runs: list[Run], output: Any, model: nn.Module) -> Run:
     for run in reversed(runs):
         if is_pointwise(run.module) and any(t.shape[:2] == run.output.shape[:2] for t in returned):
             raise _not_linear(run, returned)
+    own = _unknown_heads(returned, model)
+    hint = f", or the head of your own {some(own)} (its weight, of shape (K, d), is read)"
     raise InputError(
         "no linear layer makes what the model returns (its output should be the logits); pass "
         f"classifier= one of {_listed(runs) or 'the linear layers, none of which ran'}"
+        f"{hint if own else ''}"
     )
+
+
+def _unknown_heads(returned: list[Tensor], model: nn.Module) -> list[str]:
+    """Return the modules of other types whose weight has a row for each logit."""
+    widths = {t.shape[-1] for t in returned if t.ndim}
+    return [
+        repr(name)
+        for name, module in model.named_modules()
+        if name and not isinstance(module, (nn.Linear, nn.Embedding))
+        for weight in [module._parameters.get("weight")]
+        if weight is not None and weight.ndim == 2 and weight.shape[0] in widths
+    ]
 
 
 def _tie(made: list[Run], output: Any, model: nn.Module) -> Run:

@@ -668,6 +668,23 @@ def test_without_a_pass_nothing_can_be_taken() -> None:
         tap.take()
 
 
+def test_a_head_of_the_users_own_type_is_offered_by_name() -> None:
+    class Cosine(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.normalize(x) @ functional.normalize(self.weight).T
+
+    model = nn.Sequential(nn.Linear(6, 4), Cosine())
+    with FeatureTap(model) as tap:
+        output = model(torch.randn(5, 6))
+        with pytest.raises(InputError, match=r"the head of your own '1' \(its weight"):
+            tap.take(output)
+
+
+
 def test_a_head_that_runs_twice_is_refused() -> None:
     class Twice(Net):
         def forward(self, x: Tensor) -> Any:
