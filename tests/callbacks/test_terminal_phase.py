@@ -222,10 +222,17 @@ def test_training_stops_at_the_epoch_of_the_rule_whatever_the_order_of_the_callb
 
 def test_it_says_once_why_it_stops(capsys: pytest.CaptureFixture[str]) -> None:
     phase = TerminalPhase(epochs=2, checkpoint=False)
-    trainer(watch(), phase, max_epochs=9).fit(from_epoch(1), train_loader())
+    trainer(watch(verbose=True), phase, max_epochs=9).fit(from_epoch(1), train_loader())
     lines = [line for line in capsys.readouterr().out.splitlines() if "TerminalPhase" in line]
     assert lines == [f"TerminalPhase: stopping after epoch 3: {phase.reason}"]
     assert phase.reason == "the terminal phase began at epoch 1, 2 epochs ago"
+
+
+def test_it_is_as_quiet_as_the_monitor(capsys: pytest.CaptureFixture[str]) -> None:
+    phase = TerminalPhase(epochs=2, checkpoint=False)
+    trainer(watch(verbose=False), phase, max_epochs=9).fit(from_epoch(1), train_loader())
+    assert phase.reason is not None
+    assert "TerminalPhase" not in capsys.readouterr().out
 
 
 def test_a_stop_between_scheduled_epochs_is_measured_as_the_last_epoch() -> None:
