@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import importlib
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,21 +35,31 @@ os.environ |= {
     "TORCH_HOME": f"{_SCRATCH.name}/torch",
 }
 
-import numpy as np  # noqa: E402 - after the environment is set
-import pytest  # noqa: E402
-import torch  # noqa: E402
-
-# Lightning's log handlers keep the stderr of the moment they are imported. Within a test that would
-# be the test's own capture, closed at its end, and every later message a "Logging error".
-for _name in ("pytorch_lightning", "lightning.pytorch"):
-    with contextlib.suppress(ModuleNotFoundError):
-        importlib.import_module(_name)
+import pytest  # noqa: E402 - after the environment is set
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let Ctrl-C work, and import Lightning before the tests, if they run in this process.
+
+    Lightning's log handlers keep the stderr of the moment they are imported. Within a test that
+    would be the test's own capture, closed at its end, and every later message a "Logging error".
+    """
+    if config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput"):
+        return  # of pytest-xdist, the process that only hands out tests
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of jobs in a shell's background
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # tests press it in their commands
+    for name in ("pytorch_lightning", "lightning.pytorch"):
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(name)
+
+
 @pytest.fixture(autouse=True)
 def fixed_seeds() -> None:
+    import numpy as np
+    import torch
+
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - the global generator is what the code under test must not touch
     torch.manual_seed(0)
@@ -61,9 +73,18 @@ def closed_figures() -> Iterator[None]:
         pyplot.close("all")
 
 
+@pytest.fixture
+def plain_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands in this process write pages without figures."""
+    import plain_pages
+
+    monkeypatch.setattr("ncmonitor.html.write_report", plain_pages.write_report)
+    monkeypatch.setattr("ncmonitor.compare.write_comparison", plain_pages.write_comparison)
+
+
 @pytest.fixture(autouse=True)
 def own_wandb_service() -> Iterator[None]:
-    """Let W&B forget its settings and stop its service after a test that used them.
+    """End W&B's run, let it forget its settings and stop its service after a test that used them.
 
     It reads the settings once for each process, and commands that a test starts inherit the
     service: what one test sets would decide what a later one does.
@@ -71,6 +92,7 @@ def own_wandb_service() -> Iterator[None]:
     yield
     wandb = sys.modules.get("wandb")
     if wandb is not None:
+        wandb.finish()  # a run that a test left would be that of the next one
         wandb.teardown()
 
 
@@ -87,9 +109,8 @@ def image_root(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
     ``NCMONITOR_DATA`` names such a root, or a folder with an ``unpack.py`` that makes one; without
     it that is ``../shared/data``. Each data set is unpacked into a temporary root when it is first
-    asked for (MNIST half a second, CIFAR10 four).
+    asked for (MNIST half a second, CIFAR10 four), once for all processes that run tests.
     """
-    unpacked: set[str] = set()
 
     def find(name: str) -> Path:
         given = os.environ.get("NCMONITOR_DATA") or None
@@ -103,11 +124,15 @@ def image_root(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
             data_missing(
                 f"the real {name} images are not here: set NCMONITOR_DATA to a torchvision root"
             )
-        root = tmp_path_factory.getbasetemp() / "image-data"
-        if name not in unpacked:
-            command = [sys.executable, str(unpack), str(root), "--only", name]
-            subprocess.run(command, check=True, capture_output=True, timeout=120)
-            unpacked.add(name)
+        base = tmp_path_factory.getbasetemp()  # pytest-xdist gives each process a folder in one
+        base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+        root, done = base / "image-data", base / f"image-data.{name}"
+        with (base / "image-data.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+            if not done.exists():
+                command = [sys.executable, str(unpack), str(root), "--only", name]
+                subprocess.run(command, check=True, capture_output=True, timeout=120)
+                done.touch()
         return root
 
     return find

@@ -1,6 +1,10 @@
-"""Fits under DDP: ``python ddp_worker.py FOLDER STRATEGY DEVICES``, started by ``test_ddp.py``.
+"""Fits under DDP, started by ``test_ddp.py``.
 
-Every rank writes what it knows to ``FOLDER/<fit>.<rank>.json``; rank zero saves the weights.
+``python ddp_worker.py FOLDER 2 3`` fits on 2 and then on 3 ranks. Every rank writes what it knows
+to ``FOLDER/<ranks>/<fit>.<rank>.json`` and its weights beside it. The ranks are forked after the
+imports, which take longer than all fits, and have the environment that torchrun would give them.
+
+``python ddp_worker.py FOLDER ddp_notebook`` lets Lightning fork two.
 """
 
 from __future__ import annotations
@@ -8,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,6 +23,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import start_processes
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from ncmonitor.callbacks import NeuralCollapse, TerminalPhase
@@ -169,11 +175,28 @@ class NoWeightsOnOne:
         yield
 
 
+# -- processes -------------------------------------------------------------------------------------
+
+
+def work(rank: int, folder: Path, devices: int, port: int) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
+    everything(Fits(folder, "ddp", devices))
+
+
+def on_ranks(folder: Path, devices: int) -> None:
+    folder.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start_processes(work, (folder, devices, port), devices, start_method="fork")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    fits = Fits(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
-    if fits.strategy == "ddp_spawn":
-        monitor = fits.monitor("spawned")
-        fits.run("spawned", monitor)
+    home, words = Path(sys.argv[1]), sys.argv[2:]
+    if words == ["ddp_notebook"]:
+        started = Fits(home, words[0], 2)
+        started.run("started", started.monitor("started"))
     else:
-        everything(fits)
+        for word in words:
+            on_ranks(home / word, int(word))

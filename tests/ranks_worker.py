@@ -1,6 +1,8 @@
-"""Measures every case on several gloo processes: ``python ranks_worker.py RANKS OUT.json``.
+"""Measures every case on several gloo processes: ``python ranks_worker.py FOLDER 2 3``.
 
-Started by ``test_ranks.py``. Each rank writes its numbers to ``OUT.json.<rank>``.
+Started by ``test_ranks.py``. Each of 2, and then each of 3 ranks writes its numbers to
+``FOLDER/<ranks>.<rank>.json``, and one process those of its own to ``FOLDER/alone.json``. The ranks
+are forked: the imports are done once.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 
 from cases import BY_NAME, CASES, Case, train_and_validation
 from ncmonitor import CollapseReport, InputError
@@ -119,21 +121,25 @@ def failures(ranks: Alone) -> dict[str, str]:
     return words
 
 
-def work(rank: int, size: int, store: str, out: str) -> None:
+def work(rank: int, size: int, store: str, folder: Path) -> None:
     dist.init_process_group(
         "gloo", f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=60)
     )
     warnings.simplefilter("ignore")
     ranks = Ranks(torch.device("cpu"))
     found = {"numbers": everything(ranks), "failures": failures(ranks)}
-    if rank == 0:
-        found["alone"] = everything(ALONE)
-    Path(f"{out}.{rank}").write_text(json.dumps(found))
+    (folder / f"{size}.{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
+
+
+def main(folder: Path, sizes: list[int]) -> None:
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as scratch:
+            start_processes(work, (size, f"{scratch}/store", folder), size, start_method="fork")
+    warnings.simplefilter("ignore")
+    (folder / "alone.json").write_text(json.dumps(everything(ALONE)))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = (int(sys.argv[1]), f"{folder}/store", sys.argv[2])
-        spawn(work, arguments, nprocs=arguments[0])
+    main(Path(sys.argv[1]), [int(word) for word in sys.argv[2:]])

@@ -32,16 +32,24 @@ ROUNDING = {
 }
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    out = tmp_path_factory.mktemp("ranks") / "numbers.json"
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the numbers of 2 ranks, of 3, and of one process."""
+    out = tmp_path_factory.mktemp("ranks")
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{WORKER.parent}"}
-    command = [sys.executable, str(WORKER), str(request.param), str(out)]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=environment, check=False
-    )
+        [sys.executable, str(WORKER), str(out), "2", "3"],
+        capture_output=True, text=True, timeout=300, env=environment, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return [json.loads(Path(f"{out}.{rank}").read_text()) for rank in range(request.param)]
+    return out
+
+
+@pytest.fixture(params=[2, 3])
+def found(request: pytest.FixtureRequest, folder: Path) -> list[Any]:
+    """What each rank has found."""
+    ranks = range(request.param)
+    return [json.loads((folder / f"{len(ranks)}.{r}.json").read_text()) for r in ranks]
 
 
 def test_every_rank_has_the_same_numbers_to_the_last_bit(found: list[Any]) -> None:
@@ -49,8 +57,8 @@ def test_every_rank_has_the_same_numbers_to_the_last_bit(found: list[Any]) -> No
     assert len(texts) == 1
 
 
-def test_the_numbers_are_those_of_one_process(found: list[Any]) -> None:
-    one, several = found[0]["alone"], found[0]["numbers"]
+def test_the_numbers_are_those_of_one_process(found: list[Any], folder: Path) -> None:
+    one, several = json.loads((folder / "alone.json").read_text()), found[0]["numbers"]
     assert one.keys() == several.keys()
     assert {"read twice", "null", "fewer samples than ranks"} < one.keys()
     for name in one:

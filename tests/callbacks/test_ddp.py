@@ -26,9 +26,9 @@ ROOT = WORKER.parent.parent
 pytestmark = [pytest.mark.ddp, pytest.mark.slow]
 
 
-def run(folder: Path, strategy: str, devices: int) -> Path:
+def run(folder: Path, *arguments: str) -> Path:
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{WORKER.parent}"}
-    command = [sys.executable, str(WORKER), str(folder), strategy, str(devices)]
+    command = [sys.executable, str(WORKER), str(folder), *arguments]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env=environment, check=False
     )
@@ -36,9 +36,15 @@ def run(folder: Path, strategy: str, devices: int) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(tmp_path_factory.mktemp("ddp"), "ddp", request.param)
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(tmp_path_factory.mktemp("ddp"), "2", "3")
+
+
+@pytest.fixture(params=[2, 3])
+def folder(request: pytest.FixtureRequest, folders: Path) -> Path:
+    """Folder of the fits on so many ranks."""
+    return folders / str(request.param)
 
 
 def told(folder: Path, fit: str) -> list[dict[str, Any]]:
@@ -186,13 +192,13 @@ def test_rank_zero_alone_writes_the_files(folder: Path) -> None:
     assert run_facts["measurement"]["splits"] == {"train": 45, "val": 30}
 
 
-def test_processes_that_are_spawned_bring_their_history_home(tmp_path: Path) -> None:
-    run(tmp_path, "ddp_spawn", 2)
-    [parent] = [json.loads(f.read_text()) for f in tmp_path.glob("spawned.*.json")]
+def test_processes_that_lightning_starts_bring_their_history_home(tmp_path: Path) -> None:
+    run(tmp_path, "ddp_notebook")  # ddp_spawn: recipes/test_fit.py
+    [parent] = [json.loads(f.read_text()) for f in tmp_path.glob("started.*.json")]
     assert [row["epoch"] for row in parent["rows"]] == [0, 0, 1, 1, 2, 2, 3, 3]
     train = [row for row in parent["rows"] if row["split"] == "train"]
     assert train[-1]["nc1"] == parent["nc1"]
-    reports = by_hand(tmp_path, "spawned", torch.float32)
+    reports = by_hand(tmp_path, "started", torch.float32)
     check(pd.DataFrame(parent["rows"]), reports, 1e-6)
 
 

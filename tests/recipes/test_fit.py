@@ -124,25 +124,15 @@ def test_checkpoint_loads_safely_and_gives_the_network_back(demo: tuple[Path, st
     assert torch.equal(module.classifier.weight, state["network.classifier.weight"])
 
 
-def test_saved_config_runs_again_in_a_folder_of_its_own(demo: tuple[Path, str]) -> None:
-    here = demo[0]
-    first = run_folder(here)
-    config = str(first / "config.yaml")
-    done = ncmonitor("fit", "--config", config, "--trainer.logger", "false", cwd=here)
-    assert done.returncode == 0, done.stderr
-    (again,) = set(here.glob("runs/*/*")) - {first}
-    again.rename(again.parent.parent.parent / "again")  # the other tests expect one run
-    metrics = ["epoch", "error", *METRIC_NAMES]
-    left, right = (read_history(f)[metrics] for f in (first, here / "again"))
-    assert left.equals(right)
-
-
 # -- in this process: overrides and mistakes -------------------------------------------------------
 
 
 @pytest.fixture
 def fit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    plain_pages: None,
 ) -> Iterator[Fit]:
     """Give the command, run in an empty folder; it returns status, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
@@ -164,6 +154,17 @@ SHORT = (
     "--trainer.enable_progress_bar",
     "false",
 )
+
+
+def test_saved_config_runs_again_in_a_folder_of_its_own(
+    demo: tuple[Path, str], fit: Fit, tmp_path: Path
+) -> None:
+    first = run_folder(demo[0])
+    words = ("--figures.figures=[]", "--trainer.logger", "false")
+    assert fit("--config", str(first / "config.yaml"), *words)[0] == 0
+    metrics = ["epoch", "error", *METRIC_NAMES]
+    left, right = (read_history(f)[metrics] for f in (first, run_folder(tmp_path)))
+    assert left.equals(right)
 
 
 def test_run_without_a_logger(fit: Fit, tmp_path: Path) -> None:
@@ -276,7 +277,7 @@ def test_last_checkpoint_is_saved_after_every_epoch(own: Callable[[str], Path], 
 @pytest.mark.ddp
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
 def test_two_processes_share_one_folder_and_measure_together(strategy: str, tmp_path: Path) -> None:
-    words = ("--trainer.devices", "2", "--trainer.strategy", strategy, "--trainer.max_epochs", "2")
+    words = ("--trainer.devices", "2", "--trainer.strategy", strategy, *SHORT)
     done = ncmonitor("fit", "digits", *words, "--trainer.logger", "false", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     folder = run_folder(tmp_path)
@@ -333,7 +334,7 @@ def own(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
     def write(at_epoch_1: str) -> Path:
         (tmp_path / "own_model.py").write_text(OWN.format(at_epoch_1=at_epoch_1))
         (tmp_path / "mine.yaml").write_text(
-            "model:\n  class_path: own_model.Own\nnc:\n  splits: [train]\n"
+            "model:\n  class_path: own_model.Own\nnc:\n  splits: [train]\nfigures:\n  figures: []\n"
             "trainer:\n  max_epochs: 3\n  logger: false\n  enable_progress_bar: false\n"
         )
         return tmp_path
@@ -360,13 +361,16 @@ def test_a_bug_in_the_model_is_not_hidden_and_the_report_is_kept(
     assert (run_folder(here) / "report.html").is_file()
 
 
-def test_an_interrupted_run_still_gets_its_report(own: Callable[[str], Path]) -> None:
+def test_an_interrupted_run_still_gets_its_report(
+    fit: Fit, own: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     here = own("raise KeyboardInterrupt")
-    done = ncmonitor("fit", "--config", "mine.yaml", cwd=here)
-    assert done.returncode == 1
+    with pytest.raises(SystemExit) as stop:
+        fit("--config", "mine.yaml")
+    assert stop.value.code == 1
     folder = run_folder(here)
     assert list(read_history(folder)["epoch"]) == [0, 1]
-    assert f"open {folder.relative_to(here)}/report.html in a browser" in done.stdout
+    assert f"open {folder.relative_to(here)}/report.html in a browser" in capsys.readouterr().out
 
 
 MISTAKES = {

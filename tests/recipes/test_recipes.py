@@ -41,7 +41,10 @@ NETWORKS: Final = {
     "imagenet": {"vgg19", "resnet152", "densenet201"},
 }
 DEEP: Final = {"cifar100", "stl10", "imagenet"}  # seconds on a CPU, even for a few images
-CPU: Final = ("--trainer.accelerator", "cpu", "--trainer.logger", "false")
+CPU: Final = (
+    *("--trainer.accelerator", "cpu", "--trainer.logger", "false"),
+    "--figures.figures=[]",
+)
 
 
 def config_of(name: str) -> dict[str, Any]:
@@ -77,7 +80,10 @@ def few_images(name: str, batch: int) -> list[str]:
 
 @pytest.fixture
 def fit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    plain_pages: None,
 ) -> Iterator[Fit]:
     """Give the command, run in an empty folder with data from ``data/`` and without network."""
     here = tmp_path / "here"
@@ -204,7 +210,8 @@ def test_the_papers_networks_are_those_that_the_claims_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "network"), [(n, network) for n, networks in NETWORKS.items() for network in networks]
+    ("name", "network"),
+    [(n, network) for n, networks in NETWORKS.items() for network in sorted(networks)],
 )
 def test_every_network_of_a_recipe_maps_its_images_to_logits(name: str, network: str) -> None:
     options = config_of(name)["model"]["init_args"] | {"name": network}

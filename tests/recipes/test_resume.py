@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pandas as pd
 import pytest
@@ -44,6 +45,7 @@ class Dies(pl.Callback):
 SHORT = (
     *("digits", "--trainer.max_epochs=4", "--trainer.logger=false"),
     *("--trainer.enable_progress_bar=false", "--trainer.callbacks+=dies.Dies"),
+    "--figures.figures=[]",
 )
 CONSTANT = (*SHORT, "--model.schedule=constant", "--trainer.default_root_dir")
 
@@ -54,11 +56,14 @@ class Command(NamedTuple):
     by: str = "SIGKILL"
 
 
+RESUMED = "resumed"  # the one that draws its report
 COMMANDS = {
     "unbroken": Command((*SHORT, "--trainer.default_root_dir=unbroken")),
     "killed": Command(SHORT, "1:3"),
     "killed again": Command((*SHORT, "--resume"), "3:2"),
-    "resumed": Command((*SHORT, "--resume", "--threads=1", "--nc.verbose=false")),
+    RESUMED: Command(
+        (*SHORT, "--resume", "--threads=1", "--nc.verbose=false", "--figures.figures=simplex")
+    ),
     "finished": Command((*SHORT, "--resume")),
     "early": Command((*SHORT, "--trainer.default_root_dir=early"), "0:3"),
     "early, resumed": Command((*SHORT, "--trainer.default_root_dir=early", "--resume")),
@@ -82,7 +87,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run all commands, in one working directory."""
     folder = tmp_path_factory.mktemp("resume")
     (folder / "dies.py").write_text(DIES)
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, __file__, str(folder)],
         input=json.dumps(COMMANDS), env=os.environ | {"PYTHONPATH": path},
@@ -121,6 +126,7 @@ def test_resuming_keeps_the_config_writes_the_report_and_leaves_nothing_aside(he
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["nc"]["verbose"] is True  # as the run was started
     assert read_run(folder)["finished"]
+    assert "<svg" in (folder / "report.html").read_text()
     files = {path.name for path in folder.iterdir()}
     assert files == {
         *("checkpoints", "config.yaml", "figures", "history.csv", "report.html", "run.json"),
@@ -338,8 +344,9 @@ def test_random_generators_come_back_from_a_checkpoint(tmp_path: Path) -> None:
 # -- the commands ----------------------------------------------------------------------------------
 
 
-def run(command: Command, log: Path) -> int:
+def run(command: Command, log: Path, *, plain: bool) -> int:
     """Run a command in a process of its own; return its exit code, minus the signal if killed."""
+    import plain_pages
     from ncmonitor.cli import main
 
     child = os.fork()
@@ -351,6 +358,8 @@ def run(command: Command, log: Path) -> int:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         os.environ |= {"DIE": command.die, "BY": command.by}
+        if plain:
+            mock.patch("ncmonitor.html.write_report", plain_pages.write_report).start()
         sys.argv = ["ncmonitor", "fit", *command.words]
         status = main(sys.argv[1:])
     except SystemExit as stop:  # Ctrl-C
@@ -362,11 +371,13 @@ def run(command: Command, log: Path) -> int:
 
 
 if __name__ == "__main__":
+    import sklearn.datasets  # noqa: F401 - once for all, as the next two
+
     import ncmonitor.html
-    import ncmonitor.recipes.fit  # noqa: F401 - once for all
+    import ncmonitor.recipes.fit  # noqa: F401
 
     os.chdir(sys.argv[1])
     for name, command in json.load(sys.stdin).items():
         log = Path("log.txt")
-        status = run(Command(*command), log)
+        status = run(Command(*command), log, plain=name != RESUMED)
         Path(f"{name}.json").write_text(json.dumps([status, log.read_text()]))

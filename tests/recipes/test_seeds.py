@@ -21,6 +21,7 @@ from ncmonitor.cli import main
 from ncmonitor.history import read_history
 from ncmonitor.provenance import read_run
 from ncmonitor.recipes import seeds as module
+from plain_pages import write_report
 
 pytestmark = pytest.mark.filterwarnings(
     # LightningCLI 2.6 calls jsonargparse by names that its version 4.49 has retired.
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings(
 Fit = Callable[..., tuple[int, str, str]]
 SHORT = (
     *("digits", "--trainer.max_epochs=1", "--trainer.logger=false"),
-    "--trainer.enable_progress_bar=false",
+    *("--trainer.enable_progress_bar=false", "--figures.figures=[]"),
 )
 
 
@@ -66,24 +67,6 @@ def children(monkeypatch: pytest.MonkeyPatch) -> Children:
 
 
 @pytest.fixture
-def plain_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write pages without figures, which take longer than the runs."""
-    import ncmonitor.compare
-    import ncmonitor.html
-
-    def report(run_dir: Path) -> Path:
-        (run_dir / "report.html").write_text("<html>")
-        return run_dir / "report.html"
-
-    def comparison(run_dirs: Sequence[Path], out: Path, title: str | None = None) -> Path:
-        out.write_text("<html>" + " ".join(folder.name for folder in run_dirs))
-        return out
-
-    monkeypatch.setattr(ncmonitor.html, "write_report", report)
-    monkeypatch.setattr(ncmonitor.compare, "write_comparison", comparison)
-
-
-@pytest.fixture
 def fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Iterator[Fit]:
@@ -106,8 +89,9 @@ def group(here: Path) -> Path:
 
 
 def test_each_seed_has_a_run_of_its_own_and_one_page_compares_them(
-    fit: Fit, children: Children, tmp_path: Path
+    fit: Fit, children: Children, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("ncmonitor.html.write_report", write_report)  # but a true comparison
     status, out, _ = fit(*SHORT, "--seeds", "2", "--seed_everything", "5")
     assert status == 0
     folder = group(tmp_path)
@@ -119,7 +103,7 @@ def test_each_seed_has_a_run_of_its_own_and_one_page_compares_them(
         assert config["seed_everything"] == seed
         assert config["trainer"]["default_root_dir"] is None  # so that it can be run again
         assert read_run(folder / f"seed{seed}")["seed"] == seed
-    assert "<html" in (folder / "report.html").read_text()
+    assert "<svg" in (folder / "report.html").read_text()
     shown = folder.relative_to(tmp_path)
     assert f"seed 2 of 2: trains in {shown}/seed6" in out
     assert f"open {shown}/report.html in a browser" in out
@@ -297,26 +281,28 @@ class CtrlC(pl.Callback):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_the_run_and_starts_no_other_and_resuming_finishes(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("plain_pages")
+def test_ctrl_c_ends_the_run_and_starts_no_other_and_resuming_finishes(
+    fit: Fit, children: Children, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "ctrl_c.py").write_text(CTRL_C)
-
-    def command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        given = ("--trainer.max_epochs=2", "--trainer.callbacks+=ctrl_c.CtrlC", "--seeds=2")
-        return subprocess.run(
-            [sys.executable, "-m", "ncmonitor", "fit", *SHORT, *given, *words],
-            cwd=tmp_path, env=os.environ | environment, start_new_session=True,
-            capture_output=True, text=True, timeout=200, check=False,
-        )  # fmt: skip
-
-    stopped = command(CTRL_C="1")
+    words = (*SHORT, "--trainer.max_epochs=2", "--trainer.callbacks+=ctrl_c.CtrlC", "--seeds=2")
+    stopped = subprocess.run(
+        [sys.executable, "-m", "ncmonitor", "fit", *words],
+        cwd=tmp_path, env=os.environ | {"CTRL_C": "1"}, start_new_session=True,
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
     folder = group(tmp_path)
     assert stopped.returncode == 1, stopped.stderr
     assert {path.name for path in folder.iterdir() if path.is_dir()} == {"seed0"}
     assert "Not finished: seed 0, 1; the same command with --resume goes on." in stopped.stdout
     assert "Traceback" not in stopped.stderr
     assert (folder / "report.html").is_file()  # of what is there
-    resumed = command("--resume")
-    assert resumed.returncode == 0, resumed.stderr
+    monkeypatch.syspath_prepend(tmp_path)
+    status, _, err = fit(*words, "--resume")
+    monkeypatch.delitem(sys.modules, "ctrl_c")
+    assert status == 0, err
+    assert ["--resume" in given for given, _ in children.started] == [True, False]
     assert group(tmp_path) == folder
     for seed in (0, 1):
         assert read_run(folder / f"seed{seed}")["finished"]

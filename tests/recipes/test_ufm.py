@@ -268,12 +268,18 @@ def test_class_sizes() -> None:
 # -- through the real command ----------------------------------------------------------------------
 
 Fit = Callable[..., tuple[int, str, str]]
-SHORT = ("--trainer.max_epochs", "3", "--trainer.logger", "false", "--nc.schedule", "every_epoch")
+SHORT = (
+    *("--trainer.max_epochs", "3", "--trainer.logger", "false", "--nc.schedule", "every_epoch"),
+    "--figures.figures=[]",
+)
 
 
 @pytest.fixture
 def fit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    plain_pages: None,
 ) -> Iterator[Fit]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_QUIET", "true")
