@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import pandas as pd
 
-from ncmonitor._aggregate import spread
 from ncmonitor._checks import InputError
+from ncmonitor.compare.aggregate import spread
 from ncmonitor.history import HISTORY_FILE, read_history
 from ncmonitor.recipes.resume import is_finished
 from ncmonitor.recipes.run_folder import shown

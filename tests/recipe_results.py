@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from ncmonitor._aggregate import span, spread
 from ncmonitor._verdict import number
 from ncmonitor.catalogue import CATALOGUE
+from ncmonitor.compare.aggregate import span, spread
 from ncmonitor.history import HISTORY_FILE, read_history
 from ncmonitor.provenance import read_run
 

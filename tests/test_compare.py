@@ -17,17 +17,17 @@ from matplotlib.figure import Figure
 
 from histories import collapse, collapse_rows
 from ncmonitor import InputError
-from ncmonitor._aggregate import aggregate, comparison_table, last_epochs, spread, thinned
 from ncmonitor._axes import SERIES
-from ncmonitor._compare_expected import expected_table
-from ncmonitor._compare_plots import Look, compared_panel, look_of
-from ncmonitor._compare_tables import Column
-from ncmonitor._compare_words import all_cautions, headline
-from ncmonitor._groups import Group, differences, group_runs
-from ncmonitor._runs import Run, read_runs, run_folders
 from ncmonitor.catalogue import CATALOGUE, METRICS
 from ncmonitor.cli import main
 from ncmonitor.compare import export_comparison, write_comparison
+from ncmonitor.compare.aggregate import aggregate, comparison_table, last_epochs, spread, thinned
+from ncmonitor.compare.expected import expected_table
+from ncmonitor.compare.groups import Group, differences, group_runs
+from ncmonitor.compare.plots import Look, compared_panel, look_of
+from ncmonitor.compare.runs import Run, read_runs, run_folders
+from ncmonitor.compare.tables import Column
+from ncmonitor.compare.words import all_cautions, headline
 from ncmonitor.history import start_history
 from ncmonitor.plots import PANELS
 from pages import HOSTILE, RUN, Page
@@ -111,13 +111,13 @@ def page(seeds: Path) -> Page:
 @pytest.fixture
 def one_panel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out most pictures, which take a second and do not depend on what is tested."""
-    monkeypatch.setattr("ncmonitor._compare_page.PANELS", (("error",), ("nc1",)))
+    monkeypatch.setattr("ncmonitor.compare.page.PANELS", (("error",), ("nc1",)))
 
 
 @pytest.fixture
 def no_panels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out all pictures, where only words and files are looked at."""
-    monkeypatch.setattr("ncmonitor._compare_page.PANELS", ())
+    monkeypatch.setattr("ncmonitor.compare.page.PANELS", ())
 
 
 # ---------------------------------------------------------------------------------- statistics
@@ -803,7 +803,7 @@ def test_a_run_that_cannot_be_read_is_one_line(
     def refuse(folder: Path) -> pd.DataFrame:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("ncmonitor._runs.read_history", refuse)
+    monkeypatch.setattr("ncmonitor.compare.runs.read_history", refuse)
     assert main(["report", *map(str, folders), "--out", str(tmp_path)]) == 2
     assert f"{folders[0]} cannot be read: Permission denied" in capsys.readouterr().err
 

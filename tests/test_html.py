@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 
 from histories import collapse, collapse_rows
 from ncmonitor import InputError
-from ncmonitor._page import GROUPS
-from ncmonitor._report_pictures import PATHS
-from ncmonitor._report_tables import some_epochs
 from ncmonitor._verdict import cautions, headline, number, standings
 from ncmonitor.catalogue import CATALOGUE, METRICS
 from ncmonitor.html import write_report
+from ncmonitor.html.page import GROUPS
+from ncmonitor.html.pictures import PATHS
+from ncmonitor.html.tables import some_epochs
 from ncmonitor.plots import PANELS
 from pages import HOSTILE, RUN, Page, make_run, read
 
@@ -42,8 +42,8 @@ SHOWN = {q.name for q in CATALOGUE.values() if q.default or q.group in ("fit", "
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what takes a second and does not depend on what is tested."""
-    monkeypatch.setattr("ncmonitor._report_pictures.PANELS", ())
-    monkeypatch.setattr("ncmonitor._report_pictures.PATHS", ())
+    monkeypatch.setattr("ncmonitor.html.pictures.PANELS", ())
+    monkeypatch.setattr("ncmonitor.html.pictures.PATHS", ())
     monkeypatch.setattr("ncmonitor.html.overview", lambda history: Figure())
 
 

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from histories import collapse, collapse_rows
-from ncmonitor._report_files import DOUBLE, SINGLE, write_figures, write_table
 from ncmonitor.cli import main
 from ncmonitor.history import history_frame, read_history
+from ncmonitor.html.files import DOUBLE, SINGLE, write_figures, write_table
 from pages import RUN, add_layers, add_snapshots, make_run
 
 
@@ -76,7 +76,7 @@ def test_the_smallest_text_of_the_overview_can_be_read_in_print(folder: Path) ->
 def test_the_same_figure_gives_the_same_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ncmonitor._report_files.PANELS", (("error",), ("nc1",)))
+    monkeypatch.setattr("ncmonitor.html.files.PANELS", (("error",), ("nc1",)))
     history = collapse(range(2))
     first = write_figures(history, [], tmp_path / "a", "pdf")
     second = write_figures(history, [], tmp_path / "b", "pdf")
@@ -87,7 +87,7 @@ def test_the_same_figure_gives_the_same_file(
 def test_a_degenerate_history_has_figures(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ncmonitor._report_files.PANELS", (("error",), ("nc2_etf_w",)))
+    monkeypatch.setattr("ncmonitor.html.files.PANELS", (("error",), ("nc2_etf_w",)))
     history = {
         "one epoch": collapse(range(1)),
         "validation only": collapse(range(3), splits=("val",)),

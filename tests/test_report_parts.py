@@ -12,11 +12,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from histories import collapse, collapse_rows
-from ncmonitor._report_classes import class_table
-from ncmonitor._report_film import MOST_FRAMES, film
-from ncmonitor._report_pictures import geometry, known_layers, known_paths, some, usable_snapshots
-from ncmonitor._report_tables import layer_table
 from ncmonitor.history import history_frame
+from ncmonitor.html.classes import class_table
+from ncmonitor.html.film import MOST_FRAMES, film
+from ncmonitor.html.pictures import geometry, known_layers, known_paths, some, usable_snapshots
+from ncmonitor.html.tables import layer_table
 from ncmonitor.snapshot import append_snapshot, read_snapshots, take_snapshot
 from pages import RUN, Page, add_layers, add_snapshots, make_run, read
 
@@ -44,8 +44,8 @@ def page(folder: Path) -> Page:
 @pytest.fixture
 def no_panels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the pictures of the history, which take a second."""
-    monkeypatch.setattr("ncmonitor._report_pictures.PANELS", ())
-    monkeypatch.setattr("ncmonitor._report_pictures.PATHS", ())
+    monkeypatch.setattr("ncmonitor.html.pictures.PANELS", ())
+    monkeypatch.setattr("ncmonitor.html.pictures.PATHS", ())
     monkeypatch.setattr("ncmonitor.html.overview", lambda history: Figure())
 
 

@@ -684,7 +684,6 @@ def test_a_head_of_the_users_own_type_is_offered_by_name() -> None:
             tap.take(output)
 
 
-
 def test_a_head_that_runs_twice_is_refused() -> None:
     class Twice(Net):
         def forward(self, x: Tensor) -> Any:

@@ -17,12 +17,12 @@ import pytest
 
 from histories import collapse_rows
 from ncmonitor import plots
-from ncmonitor._watch_frame import DEFAULT, scale_of
-from ncmonitor._watch_run import duration
 from ncmonitor.catalogue import CATALOGUE
 from ncmonitor.cli import main
 from ncmonitor.history import append_history, start_history
 from ncmonitor.provenance import write_run
+from ncmonitor.watch.frame import DEFAULT, scale_of
+from ncmonitor.watch.run import duration
 
 NAMES = DEFAULT
 ENTER, LEAVE = b"\x1b[?1049h", b"\x1b[?1049l"

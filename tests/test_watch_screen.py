@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from histories import collapse_rows
-from ncmonitor._watch_frame import DEFAULT
 from ncmonitor.history import append_history, start_history
 from ncmonitor.provenance import write_run
+from ncmonitor.watch.frame import DEFAULT
 
 NAMES = DEFAULT
 ENTER, LEAVE = b"\x1b[?1049h", b"\x1b[?1049l"

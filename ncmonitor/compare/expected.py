@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ncmonitor._compare_words import names
 from ncmonitor._expect import read_expectation
-from ncmonitor._groups import Group
 from ncmonitor._verdict import number
+from ncmonitor.compare.groups import Group
+from ncmonitor.compare.words import names
 from ncmonitor.expected import Finding, findings
 
 

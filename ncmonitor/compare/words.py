@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from ncmonitor._aggregate import span
 from ncmonitor._table import split_names, split_rows
 from ncmonitor._verdict import cautions, section
+from ncmonitor.compare.aggregate import span
 
 if TYPE_CHECKING:
-    from ncmonitor._groups import Group
-    from ncmonitor._runs import Run
+    from ncmonitor.compare.groups import Group
+    from ncmonitor.compare.runs import Run
 
 #: More names than this are counted, not listed.
 _FEW: Final = 6

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from ncmonitor._checks import InputError, nearest
-from ncmonitor._watch_table import HistoryTail
 from ncmonitor.history import HISTORY_FILE
 from ncmonitor.provenance import RUN_FILE
+from ncmonitor.watch.table import HistoryTail
 
 _RUNS: Final = Path("runs")
 _CONFIG: Final = "config.yaml"

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ncmonitor._verdict import number
-from ncmonitor._watch_chart import MUTED, SERIES, STROKES, Curve, Scale, chart, tint
-from ncmonitor._watch_run import (
+from ncmonitor.catalogue import quantity_of
+from ncmonitor.watch.chart import MUTED, SERIES, STROKES, Curve, Scale, chart, tint
+from ncmonitor.watch.run import (
     Pace,
     leet_line,
     phase,
@@ -19,8 +20,7 @@ from ncmonitor._watch_run import (
     title,
     waiting_for,
 )
-from ncmonitor._watch_table import HistoryTail
-from ncmonitor.catalogue import quantity_of
+from ncmonitor.watch.table import HistoryTail
 
 #: The fit, then NC1 to NC4, one number each.
 DEFAULT: Final = (

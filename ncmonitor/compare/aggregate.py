@@ -14,7 +14,7 @@ from ncmonitor.catalogue import FIT, METRICS, PHASE, quantity_of
 from ncmonitor.history import KEYS
 
 if TYPE_CHECKING:
-    from ncmonitor._groups import Group
+    from ncmonitor.compare.groups import Group
 
 #: Columns of ``comparison.csv``.
 COLUMNS: Final = ("group", "split", "epoch", "metric", "n", "mean", "sd", "min", "max")

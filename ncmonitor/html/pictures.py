@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ncmonitor._axes import fresh_axes, own_style
-from ncmonitor._page import inline_svg
 from ncmonitor._table import split_names, split_rows
 from ncmonitor.catalogue import CATALOGUE, Quantity
 from ncmonitor.history import LAYER_MARK
+from ncmonitor.html.page import inline_svg
 from ncmonitor.plots import PANELS, gram, layers, panel, panel_labels, phase, simplex, spectrum
 from ncmonitor.plots._gram import KINDS
 from ncmonitor.plots._simplex import reach_of

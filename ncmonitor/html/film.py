@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from PIL import Image
 
-from ncmonitor._page import data_uri
-from ncmonitor._report_pictures import some
+from ncmonitor.html.page import data_uri
+from ncmonitor.html.pictures import some
 from ncmonitor.plots._animate import _images, _stage
 
 if TYPE_CHECKING:

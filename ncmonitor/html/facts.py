@@ -6,8 +6,8 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ncmonitor._page import facts, moment, words
 from ncmonitor._verdict import section
+from ncmonitor.html.page import facts, moment, words
 
 if TYPE_CHECKING:
     import pandas as pd

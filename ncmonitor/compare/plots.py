@@ -11,17 +11,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from ncmonitor._aggregate import thinned
 from ncmonitor._axes import MUTED, ROUNDING, SERIES, Series, draw_series, own_style
 from ncmonitor._table import other_split, split_rows
 from ncmonitor.catalogue import CATALOGUE
+from ncmonitor.compare.aggregate import thinned
 from ncmonitor.plots._curves import _scale
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from ncmonitor._groups import Group
+    from ncmonitor.compare.groups import Group
 
 #: With more groups than colours, dashes tell groups with one colour apart, not splits.
 DASHES: Final[tuple[tuple[float, ...], ...]] = ((), (3.2, 1.6), (1, 1.4), (5, 1.5, 1, 1.5))
@@ -100,7 +100,8 @@ def compared_panel(
 
     Args:
         groups: What is compared.
-        tables: Statistics of each group, as :func:`ncmonitor._aggregate.aggregate` returns them.
+        tables: Statistics of each group, as
+            :func:`ncmonitor.compare.aggregate.aggregate` returns them.
         name: A quantity of the catalogue.
         look: What to show.
 

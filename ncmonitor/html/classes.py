@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ncmonitor._expect import is_number
-from ncmonitor._page import NOTHING, Cell, value_cell
 from ncmonitor._table import split_rows
 from ncmonitor._verdict import number, section
 from ncmonitor.catalogue import CATALOGUE
+from ncmonitor.html.page import NOTHING, Cell, value_cell
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ncmonitor._checks import InputError, nearest
-from ncmonitor._watch_frame import DEFAULT, View, frame
-from ncmonitor._watch_run import Pace, find_run, leet_line, shown
-from ncmonitor._watch_screen import Screen, is_terminal, size, write
-from ncmonitor._watch_table import HistoryTail
 from ncmonitor.catalogue import CATALOGUE, quantity_of
 from ncmonitor.provenance import read_run
+from ncmonitor.watch.frame import DEFAULT, View, frame
+from ncmonitor.watch.run import Pace, find_run, leet_line, shown
+from ncmonitor.watch.screen import Screen, is_terminal, size, write
+from ncmonitor.watch.table import HistoryTail
 
 
 def main(words: Sequence[str]) -> int:

@@ -11,13 +11,13 @@ from urllib.parse import quote
 
 import numpy as np
 
-from ncmonitor import _aggregate
-from ncmonitor._groups import Group
-from ncmonitor._page import GROUPS, REPORT_FILE, Cell, value_cell
-from ncmonitor._runs import Run
 from ncmonitor._table import split_rows
 from ncmonitor._verdict import MAIN, section
 from ncmonitor.catalogue import CATALOGUE, FIT, METRICS, PHASE, Quantity
+from ncmonitor.compare import aggregate
+from ncmonitor.compare.groups import Group
+from ncmonitor.compare.runs import Run
+from ncmonitor.html.page import GROUPS, REPORT_FILE, Cell, value_cell
 
 #: Columns of the first table, on the training set; the errors of both splits stand before them.
 _GROUP_COLUMNS: Final = (
@@ -31,8 +31,8 @@ class Column:
 
     def __init__(self, group: Group) -> None:
         self.group = group
-        self.table = _aggregate.aggregate([run.history for run in group.runs])
-        self.last = _aggregate.last_epochs(self.table)
+        self.table = aggregate.aggregate([run.history for run in group.runs])
+        self.last = aggregate.last_epochs(self.table)
         ends = self.table[self.table["epoch"] == self.table["split"].map(self.last)]
         keys = zip(ends["split"], ends["metric"], strict=True)
         values = zip(ends["n"], ends["mean"], ends["sd"], strict=True)
@@ -57,7 +57,7 @@ class Column:
 
     def _spread(self, n: int, mean: float, sd: float) -> Cell:
         few = f" (n\u00a0=\u00a0{n})" if 0 < n < len(self.group.runs) else ""
-        text = _aggregate.spread(mean, sd).replace("± ", "±\u00a0")  # a line may break before it
+        text = aggregate.spread(mean, sd).replace("± ", "±\u00a0")  # a line may break before it
         return Cell(text + few, "nan" if n == 0 else "value")
 
 

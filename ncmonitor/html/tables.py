@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from ncmonitor._page import GROUPS, NOTHING, Cell, value_cell
 from ncmonitor._table import is_recorded, other_split, split_names, split_rows
 from ncmonitor.catalogue import CATALOGUE, FIT, METRICS, PHASE, Quantity
 from ncmonitor.history import LAYER_MARK, NULL_SPLIT
+from ncmonitor.html.page import GROUPS, NOTHING, Cell, value_cell
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,21 +9,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ncmonitor import __version__, _report_facts
-from ncmonitor import _report_pictures as pictures
+from ncmonitor import __version__
 from ncmonitor import _verdict as verdict
 from ncmonitor._axes import SERIES
 from ncmonitor._checks import warn
 from ncmonitor._expect import read_expectation
-from ncmonitor._page import REPORT_FILE as REPORT_FILE
-from ncmonitor._page import moment, templates, words
-from ncmonitor._report_classes import class_table
-from ncmonitor._report_files import PAPER, TABLE_FILE, write_figures, write_table
-from ncmonitor._report_film import film
-from ncmonitor._report_tables import epoch_table, last_table, layer_table
 from ncmonitor._table import split_names, tpt_start
 from ncmonitor.expected import cause_of, findings, floors_of
 from ncmonitor.history import read_history
+from ncmonitor.html import facts, pictures
+from ncmonitor.html.classes import class_table
+from ncmonitor.html.files import PAPER, TABLE_FILE, write_figures, write_table
+from ncmonitor.html.film import film
+from ncmonitor.html.page import REPORT_FILE as REPORT_FILE
+from ncmonitor.html.page import moment, templates, words
+from ncmonitor.html.tables import epoch_table, last_table, layer_table
 from ncmonitor.plots import overview
 from ncmonitor.provenance import read_run
 from ncmonitor.snapshot import SNAPSHOT_FILE
@@ -111,11 +111,11 @@ def _render(folder: Path, history: pd.DataFrame, run: dict[str, Any]) -> str:
         classes=class_table(history, run, last),
         last=last_table(history),
         epochs=epoch_table(history, start),
-        measured=_report_facts.measured(history, run),
-        environment=_report_facts.environment(run),
+        measured=facts.measured(history, run),
+        environment=facts.environment(run),
         command=words(run.get("command")),
-        wandb_runs=_report_facts.wandb_runs(folder),
-        files=_report_facts.files(folder, _FILES),
+        wandb_runs=facts.wandb_runs(folder),
+        files=facts.files(folder, _FILES),
     )
 
 

@@ -6,19 +6,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ncmonitor import __version__, _aggregate, _report_facts
-from ncmonitor import _compare_words as words
+from ncmonitor import __version__
 from ncmonitor._axes import SERIES
-from ncmonitor._compare_expected import expected_table
-from ncmonitor._compare_plots import DASHES, Look, compared_panel, look_of
-from ncmonitor._compare_tables import Column, all_table, main_table, run_table
-from ncmonitor._groups import Group, differences
-from ncmonitor._page import inline_svg, moment, templates
-from ncmonitor._page import words as recorded
-from ncmonitor._report_pictures import Picture
-from ncmonitor._runs import Run
 from ncmonitor._table import other_split, split_names
 from ncmonitor.catalogue import CATALOGUE
+from ncmonitor.compare import aggregate, words
+from ncmonitor.compare.expected import expected_table
+from ncmonitor.compare.groups import Group, differences
+from ncmonitor.compare.plots import DASHES, Look, compared_panel, look_of
+from ncmonitor.compare.runs import Run
+from ncmonitor.compare.tables import Column, all_table, main_table, run_table
+from ncmonitor.html.facts import environment, measured
+from ncmonitor.html.page import inline_svg, moment, templates
+from ncmonitor.html.page import words as recorded
+from ncmonitor.html.pictures import Picture
 from ncmonitor.plots import PANELS
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def render(
         with_options=[group.label for group in groups if group.runs[0].options],
         same=same,
         apart=apart,
-        commands=_aggregate.shares({run.name: recorded(run.facts.get("command")) for run in runs}),
+        commands=aggregate.shares({run.name: recorded(run.facts.get("command")) for run in runs}),
         files=[file.name for file in files],
     )
 
@@ -111,12 +112,12 @@ def _facts(runs: Sequence[Run]) -> tuple[list[tuple[str, str]], list[tuple[str, 
     """Return what the runs record in common, and what they record differently and who."""
     facts = {}
     for run in runs:
-        how = _report_facts.measured(run.history, run.facts)
-        said = dict([*how, *_report_facts.environment(run.facts)])
+        how = measured(run.history, run.facts)
+        said = dict([*how, *environment(run.facts)])
         facts[run.name] = {label: text for label, text in said.items() if label not in _OWN}
     same, apart = [], []
     for label in dict.fromkeys(label for said in facts.values() for label in said):
-        told = _aggregate.shares(
+        told = aggregate.shares(
             {run: said.get(label, recorded(None)) for run, said in facts.items()}
         )
         if len(told) == 1:

@@ -10,9 +10,9 @@ import matplotlib as mpl
 import seaborn as sns
 from matplotlib.text import Text
 
-from ncmonitor import _report_pictures as pictures
 from ncmonitor._axes import fresh_axes, own_style
 from ncmonitor.history import KEYS, LAYER_MARK
+from ncmonitor.html import pictures
 from ncmonitor.plots import PANELS, curves, grams, overview, phase, simplex, spectrum
 from ncmonitor.plots._simplex import reach_of
 

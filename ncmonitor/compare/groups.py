@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ncmonitor._runs import Run
 from ncmonitor._verdict import section
+from ncmonitor.compare.runs import Run
 
 _SEED_WORD: Final = re.compile(r"-{0,2}(\w+[._-])?seed(_everything)?(=.*)?")
 _FREE_WORD: Final = re.compile(r"--(trainer\.default_root_dir|resume)(=.*)?")

@@ -10,15 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ncmonitor import _aggregate, html
+from ncmonitor import html
 from ncmonitor._checks import InputError, warn
-from ncmonitor._compare_page import render
-from ncmonitor._compare_plots import compared_panel, look_of, with_key
-from ncmonitor._compare_tables import Column
-from ncmonitor._groups import group_runs
-from ncmonitor._page import REPORT_FILE
-from ncmonitor._report_files import PAPER, save
-from ncmonitor._runs import read_runs, run_folders
+from ncmonitor.compare import aggregate
+from ncmonitor.compare.groups import group_runs
+from ncmonitor.compare.page import render
+from ncmonitor.compare.plots import compared_panel, look_of, with_key
+from ncmonitor.compare.runs import read_runs, run_folders
+from ncmonitor.compare.tables import Column
+from ncmonitor.html.files import PAPER, save
+from ncmonitor.html.page import REPORT_FILE
 from ncmonitor.plots import PANELS
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _columns(run_dirs: Sequence[str | Path]) -> tuple[list[Column], list[str]]:
 
 
 def _statistics(columns: Sequence[Column]) -> pd.DataFrame:
-    return _aggregate.comparison_table([c.group for c in columns], [c.table for c in columns])
+    return aggregate.comparison_table([c.group for c in columns], [c.table for c in columns])
 
 
 def _write_tables(
@@ -138,7 +139,7 @@ def _write_tables(
     groups, tables = [c.group for c in columns], [c.table for c in columns]
     files = [folder / f"{before}{name}.csv" for name in ("comparison", "per_run")]
     statistics.to_csv(files[0], index=False, lineterminator="\n")
-    _aggregate.per_run_table(groups, tables).to_csv(files[1], index=False, lineterminator="\n")
+    aggregate.per_run_table(groups, tables).to_csv(files[1], index=False, lineterminator="\n")
     return files
 
 
