@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -147,14 +147,34 @@ def log_history(run: Any, prefix: str, history: pd.DataFrame) -> None:
     run.log(media | {f"{prefix}/epoch": float(history["epoch"].max())})
 
 
-def log_pictures(run: Any, prefix: str, pictures: Iterable[Path], epoch: float) -> None:
-    """Log image files by the names of the files; animations (``.gif``) as videos."""
+def log_pictures(
+    run: Any,
+    prefix: str,
+    pictures: Iterable[Path],
+    epoch: float,
+    say: Callable[[str], object] | None = None,
+) -> None:
+    """Log image files by the names of the files; animations (``.gif``) as videos.
+
+    Args:
+        run: The W&B run.
+        prefix: First part of the keys.
+        pictures: Files.
+        epoch: Completed epochs.
+        say: Is told of a file that is no picture, which is then left out; without it, it raises.
+    """
     import wandb
 
     media: dict[str, Any] = {}
     for path in pictures:
         moves = path.suffix.lower() == ".gif"
-        picture = wandb.Video(str(path), format="gif") if moves else wandb.Image(str(path))
+        try:
+            picture = wandb.Video(str(path), format="gif") if moves else wandb.Image(str(path))
+        except OSError as error:
+            if say is None:
+                raise
+            say(f"{path.name} is left out: {error}")
+            continue
         media[f"{prefix}_media/{path.stem}"] = picture
     if media:
         run.log(media | {f"{prefix}/epoch": epoch})

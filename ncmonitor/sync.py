@@ -60,13 +60,15 @@ def sync_run(
         entity: User or team; as before, else the user's default.
         mode: ``"online"`` or ``"offline"``; without it ``WANDB_MODE``, else online if there is a
             login and offline if not.
-        say: Is told, in one line, before W&B's server is waited for.
+        say: Is told, in one line, before W&B's server is waited for, and what is left out.
 
     Raises:
         InputError: If the folder holds no run, or W&B refuses; with the client's own words.
     """
     folder = Path(run_dir)
     history, noted = read_history(folder), read_notes(folder)
+    for caution in history.attrs.get("cautions", ()):
+        say(caution)
     if mode not in (None, *MODES):
         raise InputError(f"mode= must be one of {MODES}, but is {mode!r}")
     project = project or (noted[-1].project if noted else PROJECT)
@@ -81,7 +83,7 @@ def sync_run(
     if task.mode == "online":
         say(f"connecting to W&B ({_wandb_run.host()}) ...")
     with _in_words(folder):
-        return _replay(folder, history, task, others, before)
+        return _replay(folder, history, task, others, before, say)
 
 
 def _mode(folder: Path, given: str | None) -> str:
@@ -131,7 +133,7 @@ def _task(folder: Path, before: Synced | None, rows: int, fresh: Synced) -> Sync
 
 def _replay(
     folder: Path, history: pd.DataFrame, task: Synced, others: Sequence[Synced],
-    before: Synced | None,
+    before: Synced | None, say: Callable[[str], object],
 ) -> Synced:  # fmt: skip
     facts, kept = facts_of(folder, history), task.base
     prefix = str(facts.get("prefix") or "nc")
@@ -151,7 +153,8 @@ def _replay(
             run.log(log_values(group, prefix))
             done = replace(done, rows=done.rows + len(group), new=done.new + len(group))
         _log_end(run, prefix, history, kept, ended=task.base_ended)
-        _wandb_run.log_pictures(run, prefix, pictures_of(folder), float(history["epoch"].max()))
+        last = float(history["epoch"].max())
+        _wandb_run.log_pictures(run, prefix, pictures_of(folder), last, say)
         done = replace(done, ended=True)
     finally:  # also after Ctrl-C: what was logged goes up, and the next sync goes on from there
         run.finish()

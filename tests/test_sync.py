@@ -153,6 +153,20 @@ def test_only_the_pictures_that_training_has_drawn_are_uploaded(run_dir: Path) -
     assert media - ours == {"nc_media/curves", "nc_media/gram"}
 
 
+def test_a_picture_that_was_cut_off_and_a_row_that_was_are_left_out_and_told(run_dir: Path) -> None:
+    (run_dir / "figures" / "gram.png").write_bytes(_PNG[: len(_PNG) // 2])
+    (run_dir / "figures" / "curves.png").write_bytes(_PNG)
+    with (run_dir / "history.csv").open("a", encoding="utf-8") as file:
+        file.write("9,")
+    said: list[str] = []
+    sync_run(run_dir, mode="offline", say=said.append)
+    assert any("gram.png is left out" in line for line in said), said
+    assert any("row" in line or "line" in line for line in said if "gram" not in line), said
+    media = {k for k in summary(replayed(run_dir))["summary"] if k.startswith("nc_media/")}
+    assert "nc_media/curves" in media
+    assert "nc_media/gram" not in media
+
+
 def test_seeds_of_one_command_are_one_group(run_dir: Path) -> None:
     seeds = run_dir.parent / "20260101-120000-seeds3"
     seeds.mkdir()
