@@ -10,7 +10,6 @@ ARGS   ?=
 # A stamp is as new as the last finished install: a second call does not even start pip, an
 # interrupted install is taken up again, a changed pyproject.toml is installed again.
 INSTALLED := $(VENV)/.installed
-NOTEBOOKS := $(VENV)/.installed-notebooks
 PIP       := $(PY) -m pip install --disable-pip-version-check
 # One process per core; 8 hold about 8 GB. A file's tests stay together: they share fits.
 # ARGS="-n 0" runs all in one process, for a debugger or one GPU.
@@ -19,7 +18,8 @@ say        = @printf '\n==> %s\n' $(1)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all check install format format-check lint types layers wheel notebooks clean
+.PHONY: help demo test test-all test-lowest check install format format-check lint types layers \
+        wheel notebooks docs clean
 
 help:  ## Show this list
 	@echo 'make TARGET   (PYTHON=/path/to/python3 for another interpreter)'
@@ -67,13 +67,23 @@ wheel: $(INSTALLED)  ## Build sdist and wheel in dist/, and import the wheel fro
 	@$(PY) -m build --no-isolation . > $(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
 	@$(PY) tests/check_wheel.py dist/*.whl
 
-notebooks: $(NOTEBOOKS)  ## Run every notebook
+notebooks: $(INSTALLED)  ## Run every notebook as it was committed (a few minutes; the tests run them with small settings)
 	$(call say,'notebooks')
-	@if ls notebooks/*.ipynb >/dev/null 2>&1; then $(PY) -m pytest --nbmake notebooks $(ARGS); \
-	else echo 'There is no notebook yet.'; fi
+	@$(PY) -m pytest -c /dev/null --rootdir . --nbmake --nbmake-timeout=600 notebooks $(ARGS)
+
+docs: $(INSTALLED)  ## Build the docs site in site/; a warning is an error
+	@$(PY) -m sphinx -q -W --keep-going -d $(VENV)/doctrees -b html docs site
+	@echo 'open site/index.html'
+
+test-lowest:  ## Run the tests with every dependency at its lowest version, in .venv-lowest
+	@test -x .venv-lowest/bin/python || '$(PYTHON)' -m venv .venv-lowest
+	@.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@VIRTUAL_ENV=.venv-lowest .venv-lowest/bin/uv pip install --quiet --resolution lowest-direct -e '.[dev]'
+	@# Old releases warn of one another; the tests of the newest ones look at warnings.
+	@.venv-lowest/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile -o filterwarnings= $(ARGS)
 
 clean:  ## Remove what was built; .venv and runs stay
-	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
+	@rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
 	@find . -name __pycache__ -not -path './$(VENV)/*' -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml
@@ -92,7 +102,3 @@ $(INSTALLED): pyproject.toml
 	@$(PIP) -e '.[dev]'
 	@touch $@
 	@echo '==> Installed.'
-
-$(NOTEBOOKS): $(INSTALLED)
-	@$(PIP) -e '.[notebooks]'
-	@touch $@
