@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ncmonitor.report import CollapseReport as CollapseReport
     from ncmonitor.tap import FeatureTap as FeatureTap
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 _HOME = {
     "ClassMoments": "ncmonitor.moments",

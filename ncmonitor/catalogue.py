@@ -88,6 +88,9 @@ def chosen(metrics: MetricChoice = "default") -> tuple[str, ...]:
     Args:
         metrics: ``"default"``, ``"all"`` (of classification), or names of metrics and groups.
 
+    Returns:
+        Names of metrics.
+
     Raises:
         InputError: For a name that is neither; the message says what is close.
     """
@@ -128,7 +131,14 @@ def _hint(word: object) -> str:
 
 
 def quantity_of(key: str) -> Quantity | None:
-    """Return the entry of a column or key, ``nc1_per_class/3`` included; ``None`` if unknown."""
+    """Return the entry of a column or key, ``nc1_per_class/3`` included.
+
+    Args:
+        key: Without prefix and split.
+
+    Returns:
+        The entry; ``None`` if there is none.
+    """
     name, _, index = key.partition("/")
     entry = CATALOGUE.get(name)
     return entry if entry is None or entry.vector == index.isdecimal() else None

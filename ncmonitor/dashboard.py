@@ -49,6 +49,9 @@ def build(
             (``"ncmonitor.recipe"``); ``None`` overlays runs one by one. The comparison at the end
             is grouped by recipe in either case.
 
+    Returns:
+        The workspace, to be given to :func:`push` or :func:`export`.
+
     Raises:
         InputError: If a name is empty, or the extra ``dashboard`` is not installed.
     """
@@ -80,7 +83,14 @@ def build(
 
 
 def export(workspace: Workspace) -> str:
-    """Return the workspace as JSON: what ``save`` would send, with entity, project and name."""
+    """Return the workspace as JSON: what ``save`` would send, with entity, project and name.
+
+    Args:
+        workspace: From :func:`build`.
+
+    Returns:
+        The text of a file.
+    """
     spec = workspace._spec
     return json.dumps(spec, indent=2, ensure_ascii=False) + "\n"
 

@@ -64,7 +64,14 @@ def write_run(run_dir: Path, facts: Mapping[str, Any]) -> None:
 
 
 def read_run(run_dir: str | Path) -> dict[str, Any]:
-    """Read ``run.json``; an absent, damaged or foreign file gives an empty dict."""
+    """Read ``run.json``; an absent, damaged or foreign file gives an empty dict.
+
+    Args:
+        run_dir: Folder of the run.
+
+    Returns:
+        Versions, command, commit, options and facts of the run, by name.
+    """
     try:
         facts = json.loads((Path(run_dir) / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -62,6 +62,9 @@ def sync_run(
             login and offline if not.
         say: Is told, in one line, before W&B's server is waited for, and what is left out.
 
+    Returns:
+        What was done: the W&B run, how many rows it has now and how many of them are new.
+
     Raises:
         InputError: If the folder holds no run, or W&B refuses; with the client's own words.
     """

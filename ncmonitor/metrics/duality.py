@@ -20,7 +20,17 @@ def _paired(weight: Vectors, means: Vectors) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def inner_product(weight: Vectors, means: Vectors) -> float:
-    """``Σ_c w_c·v_c``."""
+    """Sum of the inner products of paired vectors, ``Σ_c w_c·v_c``: what NC3 is made of.
+
+    Args:
+        weight: One vector per class, ``(K, d)``.
+        means: Likewise.
+
+    Returns:
+        ``‖W‖ ‖Ṁ‖`` at collapse.
+
+    Source: Papyan, Han & Donoho 2020, NC3, multiplied out.
+    """
     return float(torch.stack([(a * b).sum() for a, b in _paired(weight, means)]).sum())
 
 

@@ -22,6 +22,11 @@ def minority(counts: Tensor) -> Tensor:
 
     Args:
         counts: Samples per class, ``(K,)``.
+
+    Returns:
+        ``(K,)`` bool. It knows no features, so it has no value at collapse.
+
+    Source: ncmonitor; for step imbalance the two groups of Fang, He, Long & Su 2021.
     """
     return counts.square() < counts.min() * counts.max()
 

@@ -99,6 +99,9 @@ def of_etf_index(frame: Frame) -> float:
 
     ``(1ᵀG1/K) / ((tr G − 1ᵀG1/K)/(K−1))`` for G = VVᵀ. Cost: none beyond the spectrum.
 
+    Args:
+        frame: Of K vectors, as they are.
+
     Returns:
         0 for a simplex ETF, 1 for an orthogonal frame, about 1 for random vectors; infinite for
         equal ones (a report says ``nan``).

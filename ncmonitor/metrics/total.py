@@ -104,6 +104,9 @@ def vci(total: Total) -> float:
 
     Cost: N d² and d³ in float64.
 
+    Args:
+        total: Total and between-class covariance, ``(d, d)``, in their spectra.
+
     Returns:
         In [0, 1]: 0 at collapse; ``1 − d/(N−1)`` without class structure. Invariant to invertible
         linear maps of the features. The best affine probe of the one-hot labels has squared error
@@ -116,6 +119,9 @@ def vci(total: Total) -> float:
 
 def entropy_rank(total: Total) -> float:
     """Effective number of directions of all features, ``exp(−Σ p log p)``. Cost: N d² and d³.
+
+    Args:
+        total: Total covariance, ``(d, d)``, by its spectrum.
 
     Returns:
         In [1, d]: K−1 at collapse, near d for isotropic features; ``nan`` if all coincide.
@@ -130,6 +136,10 @@ def entropy_rank(total: Total) -> float:
 
 def numerical_rank(total: Total, *, threshold: float = 1e-3) -> float:
     """Number of eigenvalues of Σ_T above ``threshold`` times the largest. Cost: N d² and d³.
+
+    Args:
+        total: Total covariance, ``(d, d)``, by its spectrum.
+        threshold: Share of the largest eigenvalue below which one is negligible.
 
     Returns:
         K−1 at collapse, d for isotropic features; ``nan`` if all features coincide.

@@ -40,8 +40,18 @@ def null_nc1(num_classes: int, dim: int, samples_per_class: int) -> float:
 def null_nc1_quotient(num_classes: int, dim: int, samples_per_class: int) -> float:
     """Expected tr Σ_W / tr Σ_B without class signal: ``(n−1) K d / (d(K−1) − 2)``, exactly.
 
-    Source: mean of an inverse χ² with d(K−1) degrees of freedom; derived for ncmonitor. Infinite
-    for d(K−1) ≤ 2; ``(n−1) K/(K−1)`` for large d.
+    Args:
+        num_classes: K ≥ 2.
+        dim: d ≥ 1.
+        samples_per_class: n ≥ 1.
+
+    Returns:
+        Infinite for d(K−1) ≤ 2; ``(n−1) K/(K−1)`` for large d.
+
+    Raises:
+        InputError: For a K, d or n that is no such number.
+
+    Source: mean of an inverse χ² with d(K−1) degrees of freedom; derived for ncmonitor.
     """
     others, _ = room(num_classes, dim)
     within = whole("samples_per_class", samples_per_class, 1) - 1
@@ -54,8 +64,17 @@ def null_nc1_quotient(num_classes: int, dim: int, samples_per_class: int) -> flo
 def null_nc1_cdnv(dim: int, samples_per_class: int) -> float:
     """Expected CDNV without class signal: ``(n−1) d / (2(d−2))``, exactly, for any K.
 
-    Source: mean of an inverse χ² with d degrees of freedom; derived for ncmonitor. Infinite for
-    d ≤ 2.
+    Args:
+        dim: d ≥ 1.
+        samples_per_class: n ≥ 1.
+
+    Returns:
+        Infinite for d ≤ 2.
+
+    Raises:
+        InputError: For a d or n that is no such number.
+
+    Source: mean of an inverse χ² with d degrees of freedom; derived for ncmonitor.
     """
     within, freedom = whole("samples_per_class", samples_per_class, 1) - 1, whole("dim", dim, 1) - 2
     if within == 0:
@@ -69,6 +88,17 @@ def null_vci(num_classes: int, dim: int, samples_per_class: int) -> float:
     tr(Σ_T⁺Σ_B) is how much of a random d-dimensional subspace of R^{N−1} lies in the K − 1
     dimensions that the labels span, on average d(K−1)/(N−1).
 
+    Args:
+        num_classes: K ≥ 2.
+        dim: d ≥ 1.
+        samples_per_class: n ≥ 1.
+
+    Returns:
+        In [0, 1].
+
+    Raises:
+        InputError: For a K, d or n that is no such number.
+
     Source: derived for ncmonitor; the metric is that of Xu & Liu 2023.
     """
     others, _ = room(num_classes, dim)
@@ -79,7 +109,14 @@ def null_vci(num_classes: int, dim: int, samples_per_class: int) -> float:
 def null_abs_cosine(dim: int) -> float:
     """Expected |cos| of two independent random directions: ``Γ(d/2) / (√π Γ((d+1)/2))``.
 
-    About √(2/(πd)); the root mean square is ``1/√d`` exactly.
+    Args:
+        dim: d ≥ 1.
+
+    Returns:
+        About √(2/(πd)); the root mean square is ``1/√d`` exactly.
+
+    Raises:
+        InputError: For a d that is no such number.
 
     Source: first absolute moment of a coordinate on the unit sphere.
     """
@@ -91,8 +128,17 @@ def null_max_angle(num_classes: int, dim: int) -> float:
     """Expected ``|cos + 1/(K−1)|`` of independent random directions, as ``nc2_max_angle_w`` has it.
 
     ``a (1 − I_{1−a²}((d−1)/2, ½)) + A (1−a²)^{(d−1)/2}`` with a = 1/(K−1), the regularised
-    incomplete beta function I and A = :func:`null_abs_cosine`. Tends to A for K ≫ √d and to a for
-    K ≪ √d.
+    incomplete beta function I and A = :func:`null_abs_cosine`.
+
+    Args:
+        num_classes: K ≥ 2.
+        dim: d ≥ 1.
+
+    Returns:
+        Tends to A for K ≫ √d and to a for K ≪ √d.
+
+    Raises:
+        InputError: For a K or d that is no such number.
 
     Source: density ∝ (1 − x²)^{(d−3)/2} of the cosine; derived for ncmonitor.
     """
@@ -114,6 +160,14 @@ def null_expectations(num_classes: int, dim: int, samples_per_class: int) -> dic
         num_classes: K ≥ 2.
         dim: d ≥ 1.
         samples_per_class: n ≥ 1.
+
+    Returns:
+        Name to expectation.
+
+    Raises:
+        InputError: For a K, d or n that is no such number.
+
+    Source: the functions of this module.
     """
     others, _ = room(num_classes, dim)
     return {

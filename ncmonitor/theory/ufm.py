@@ -110,6 +110,9 @@ def ufm_optimum(
         weight_decay_b: λ_b ≥ 0, 0 for an unregularised bias; ``None`` for no bias.
         generator: Source of a random position in R^d; without it nothing is drawn.
 
+    Returns:
+        The minimum, and a minimiser: classifier ``(K, d)``, class means ``(K, d)``, bias ``(K,)``.
+
     Raises:
         InputError: For an unknown loss, a decay out of range or a d too small.
 
