@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -42,6 +43,10 @@ SERIES: Final[tuple[str, ...]] = tuple(
 
 #: Below this a distance between float64 quantities of order one is rounding, not a measurement.
 ROUNDING: Final = 1e-14
+#: Above this a logarithmic axis has limits of its own, below the largest number there is.
+_HUGE, _HUGEST = 1e200, 1e308
+#: Digits that a logarithmic axis may name, from few to many.
+_STEPS: Final = ((1,), (1, 2, 5), (1, 2, 3, 5))
 #: With this many measurements or fewer, each one is marked.
 _FEW: Final = 25
 
@@ -187,16 +192,31 @@ def log_axis(ax: Axes, which: str, values: Values) -> None:
     """
     positive = values[values > ROUNDING]
     low, high = float(positive.min()), float(positive.max())
+    if high > _HUGE:  # the usual margins would end beyond the largest number there is
+        ax.set(**{f"autoscale{which}_on": False, f"{which}lim": (low / 10, _HUGEST)})
     ax.set(**{f"{which}scale": "log"})
     axis = ax.xaxis if which == "x" else ax.yaxis
-    if high < 2 * low:
+    steps = _steps(low, high)
+    if high > _HUGE:
+        axis.set_major_locator(FixedLocator([1e-10, 1.0, *(10.0**p for p in range(50, 309, 50))]))
+        axis.set_minor_locator(NullLocator())
+    elif not steps:
         axis.set_major_locator(MaxNLocator(nbins=4))
         axis.set_minor_locator(NullLocator())
-    elif high < 30 * low:
-        steps = (1, 2, 3, 5) if high < 8 * low else (1, 2, 5)
+    elif len(steps) > 1:
         axis.set_major_locator(LogLocator(subs=steps, numticks=12))
     axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(_numbers(low))
+
+
+def _steps(low: float, high: float) -> tuple[int, ...]:
+    """Choose the digits that a logarithmic axis names: two numbers at least; empty: none do."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    first = (high < 30 * low) + (high < 8 * low) + (high < 2 * low)
+    for steps in _STEPS[first:]:
+        if sum(low <= digit * 10.0**power <= high for digit in steps for power in powers) > 1:
+            return steps
+    return ()
 
 
 def _numbers(low: float) -> FuncFormatter:

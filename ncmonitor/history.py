@@ -178,13 +178,11 @@ def _read_lines(
         if not line.strip():
             continue
         try:
-            cells = dict(zip(names, next(csv.reader([line])), strict=True))
-            row = {"epoch": int(cells["epoch"]), "step": int(cells["step"])}
-            values = {name: float(cells.get(name) or math.nan) for name in numbers}
-        except (ValueError, csv.Error) as error:
-            damage.append(f"line {number}: {error}")
+            cells = _cells(line, names)
+            rows.append(_row(cells, numbers))
+        except InputError as error:
+            damage.append(f"line {number} {error}")
             continue
-        rows.append({**row, "split": cells["split"].strip(), **values})
         written |= {name for name, text in cells.items() if text}
     if not rows:
         why = f"is damaged: {damage[0]}" if damage else "has no measured epoch yet: only a header"
@@ -201,6 +199,28 @@ def _read_lines(
             "interrupted, or is under way."
         )
     return rows, [name for name in numbers if name not in written], cautions
+
+
+def _cells(line: str, names: Sequence[str]) -> dict[str, str]:
+    try:
+        cells = next(csv.reader([line]))
+    except csv.Error as error:
+        raise InputError(f"is not CSV: {error}") from error
+    if len(cells) != len(names):
+        raise InputError(f"has {len(cells)} cells where the header has {len(names)}")
+    return dict(zip(names, cells, strict=True))
+
+
+def _row(cells: Mapping[str, str], numbers: Sequence[str]) -> dict[str, float | int | str]:
+    row: dict[str, float | int | str] = {}
+    for name in ("epoch", "step", *numbers):
+        text = cells.get(name) or ""
+        try:
+            row[name] = int(text) if name in KEYS else float(text or math.nan)
+        except ValueError as error:
+            kind = "a whole number" if name in KEYS else "a number"
+            raise InputError(f"has {text!r} in the column {name}, not {kind}") from error
+    return row | {"split": cells["split"].strip()}
 
 
 def _derive_clock(rows: list[dict[str, float | int | str]]) -> bool:

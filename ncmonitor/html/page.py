@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 
 from ncmonitor._axes import ACCENT, INK, MUTED, SERIES, SHADE
 from ncmonitor._verdict import number
+from ncmonitor.catalogue import CATALOGUE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,6 +45,12 @@ _CSS_COLOURS: Final = {
 }
 #: A hundredth of a point is what a screen can show, and half the size of the page.
 _LONG: Final = re.compile(r'(?<=\s)(?:d|x|y)="[^"]*"')
+#: Names of quantities in a text, and of several at once (``nc2_etf_*``).
+_CODE: Final = re.compile(
+    rf"(?<![\w])((?:{'|'.join(sorted((n for n in CATALOGUE if '_' in n), key=len, reverse=True))})"
+    r"(?![a-z0-9_])|nc\d_\w*\*)"
+)
+_SUBSCRIPT: Final = re.compile(r"_(?:\{([^}]+)\}|((?:[a-z]+|[A-Z]+\d?(?:/\d)?|\w|⊥)′?))")
 
 
 class Cell(NamedTuple):
@@ -113,9 +120,15 @@ def data_uri(image: Image) -> str:
 
 
 def formula(text: str) -> Markup:
-    """Set the subscripts of a formula of the catalogue, as in ``w_c`` and ``s_{K−1}``."""
-    safe = str(escape(text))
-    return Markup(re.sub(r"_(?:\{([^}]+)\}|(\w′?))", r"<sub>\1\2</sub>", safe))
+    """Set the subscripts of a formula of the catalogue, as in ``w_c`` and ``s_{K−1}``.
+
+    The names of quantities, as in ``nc2_etf_w``, are code.
+    """
+    parts = []
+    for i, part in enumerate(_CODE.split(str(escape(text)))):
+        said = _SUBSCRIPT.sub(r"<sub>\1\2</sub>", part)
+        parts.append(f"<code>{part}</code>" if i % 2 else said)
+    return Markup("".join(parts))
 
 
 def words(value: object) -> str:

@@ -57,7 +57,11 @@ def epoch_table(history: pd.DataFrame, start: int | None) -> dict[str, Any]:
         cells = []
         for split, names in parts:
             row = rows[split].loc[[epoch]].iloc[-1] if epoch in rows[split].index else None
-            cells += [_cell(row, CATALOGUE[name], split) for name in names]
+            # What was never written reads back as nan, which would look like a failure.
+            cells += [
+                _cell(row if is_recorded(history, name) else None, CATALOGUE[name], split)
+                for name in names
+            ]
         active = (
             epoch in rows["train"].index and rows["train"].loc[[epoch], "tpt_active"].eq(1).any()
         )

@@ -97,7 +97,18 @@ def animation_html(
 ) -> str:
     """Return the animation as an HTML fragment that needs nothing else, to put into a page.
 
-    Arguments and errors are those of :func:`animate`. Nothing starts by itself.
+    Nothing starts by itself.
+
+    Args:
+        snapshots: One per frame, in order.
+        names: What to call the classes, by class index; else their numbers.
+        fps: Frames per second.
+
+    Returns:
+        HTML with the frames in it.
+
+    Raises:
+        InputError: As :func:`animate`.
     """
     stage, draw = _stage(snapshots, names)
     images = _images(stage, draw, len(snapshots))

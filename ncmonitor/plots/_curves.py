@@ -93,7 +93,15 @@ def shade_tpt(history: pd.DataFrame, ax: Axes, *, label: bool = True) -> Axes:
     """Shade the terminal phase: every stretch between measurements that both had no train error.
 
     So an excursion out of the TPT stays white, and so does a stretch next to a failed measurement,
-    where nothing is known. A dotted line marks the start, and ``label`` says which epoch it was.
+    where nothing is known. A dotted line marks the start.
+
+    Args:
+        history: As for :func:`curves`.
+        ax: Axes with completed epochs on x.
+        label: Whether to say above the axes which epoch the phase began at.
+
+    Returns:
+        The axes drawn on.
     """
     start = tpt_start(history)
     if start is None:
@@ -121,7 +129,14 @@ def _label_tpt(ax: Axes, start: int) -> None:
 
 
 def overview(history: pd.DataFrame) -> Figure:
-    """Draw the whole collapse in one figure: the fit, NC1, NC2, NC3 and NC4 by epoch."""
+    """Draw the whole collapse in one figure: the fit, NC1, NC2, NC3 and NC4 by epoch.
+
+    Args:
+        history: As for :func:`curves`.
+
+    Returns:
+        A figure of nine panels, 9.0 by 7.2 inches.
+    """
     with own_style():
         figure = Figure(figsize=(9.0, 7.2))
         # Fixed margins: the tick labels are at most six characters, and layout engines are slow.
@@ -140,7 +155,18 @@ def overview(history: pd.DataFrame) -> Figure:
 
 
 def panel(history: pd.DataFrame, quantities: Sequence[str]) -> Figure:
-    """Draw one panel of the overview as a figure of its own; panels of one page line up."""
+    """Draw one panel of the overview as a figure of its own; panels of one page line up.
+
+    Args:
+        history: As for :func:`curves`.
+        quantities: Names from the catalogue.
+
+    Returns:
+        A figure of 3.4 by 2.5 inches.
+
+    Raises:
+        InputError: If a name is not in the catalogue.
+    """
     with own_style():
         figure = Figure(figsize=(3.4, 2.5))
         _panel(history, figure.add_axes((0.15, 0.17, 0.83, 0.73)), known_names(quantities))

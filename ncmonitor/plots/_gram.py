@@ -82,7 +82,14 @@ def gram(snapshot: Snapshot, ax: Axes | None = None, *, of: str = "means") -> Ax
 
 
 def grams(snapshot: Snapshot) -> Figure:
-    """Draw what there is of class means, classifier and both, beside the simplex ETF."""
+    """Draw what there is of class means, classifier and both, beside the simplex ETF.
+
+    Args:
+        snapshot: What to draw.
+
+    Returns:
+        A figure with a Gram matrix for each.
+    """
     kinds = [of for of in KINDS if _matrix(snapshot, of) is not None]
     with own_style():
         figure = Figure(figsize=(0.7 + 2.35 * len(kinds), 2.95), layout="constrained")

@@ -185,8 +185,9 @@ def _follow(watched: _Watched, every: float) -> bool:
             return True
         with Screen() as screen:
             while not watched.has_ended():
+                drawn = size()
                 screen.draw(watched.lines(footer="q or Ctrl-C leaves"))
-                if not screen.wait(every):
+                if not screen.wait(every, drawn):
                     return False
                 watched.look()
     except KeyboardInterrupt:

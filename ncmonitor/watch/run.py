@@ -156,7 +156,9 @@ def phase(tail: HistoryTail) -> str:
     if not clock:
         return f"terminal phase unknown: no training {'error' if tail.rows.get('train') else 'set'}"
     if start is None:
-        return "terminal phase not reached"
+        failed = all(math.isnan(error) for _, error in tail.series("train", "error"))
+        unknown = "terminal phase unknown: every measurement failed"
+        return unknown if failed else "terminal phase not reached"
     exits, active = clock.get("tpt_exits", 0.0), clock.get("tpt_active", math.nan)
     left = f", left {exits:.0f}×" if exits > 0 else ""
     if active == 1:

@@ -83,14 +83,18 @@ class Screen:
         """Show a frame; what it does not cover is empty."""
         self._put(_BEGIN + "\r\n".join(_CLEAR + _shown(line) for line in lines) + _END)
 
-    def wait(self, seconds: float) -> bool:
+    def wait(self, seconds: float, drawn: tuple[int, int]) -> bool:
         """Wait until it is time for another frame, or the window has another size.
+
+        Args:
+            seconds: Until the next frame.
+            drawn: The size that the last frame was made for; the window may have changed since.
 
         Returns:
             False if the user asks to leave.
         """
-        end, before = time.monotonic() + seconds, size()
-        while (left := end - time.monotonic()) > 0 and size() == before:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and size() == drawn:
             if self._pressed(min(_STEP, left)) & {ord("q"), ord("Q"), 3}:
                 return False
         return True

@@ -87,11 +87,13 @@ def test_small_moves_keep_their_digits_beside_a_huge_offset() -> None:
     assert_close(found.errors, torch.tensor(expected, dtype=F64), rtol=1e-9, atol=0)
 
 
-def test_features_that_do_not_vary_have_no_error() -> None:
-    features = torch.full((2, 10, 3), 0.1)
-    features[:, ::2] += 1e-9  # lost to rounding
+def test_features_that_vary_by_rounding_alone_have_no_error() -> None:
+    features = torch.full((2, 10, 3), 1000.0)
+    features[:, ::2, 0] = 1000.0 + 2**-14  # one rounding step
+    assert features[0].unique().numel() == 2
     assert torch.isnan(inv_error(features)).all()
     assert math.isnan(FeatureInvariance().total_variance)
+    assert not torch.isnan(inv_error(features.double())).any()
 
 
 def test_what_excluded_pairs_hold_does_not_matter() -> None:

@@ -198,6 +198,19 @@ def test_samples_without_two_draws_are_left_out_and_counted() -> None:
     assert dataclasses.replace(found, left_out=0) == rest
 
 
+def test_the_first_of_drawn_transforms_is_like_any_other() -> None:
+    features, labels = cloud(4)
+    mask = full_mask(features)
+    mask[0, ::2] = False
+    found = measure_orbits([(features, labels, mask)], 3, "independent")
+    back = measure_orbits([(features.flip(0), labels, mask.flip(0))], 3, "independent")
+    features[~mask] = math.nan
+    again = measure_orbits([(features, labels, mask)], 3, "independent")
+    for name in NAMES:
+        assert getattr(found, name) == pytest.approx(getattr(back, name), rel=1e-11), name
+    assert again == found
+
+
 # -- the certificate --------------------------------------------------------------------------
 
 
@@ -235,6 +248,17 @@ def test_classes_in_one_place_leave_everything_but_the_share_undefined() -> None
     assert found.orbit_share == pytest.approx(1)
     assert found.rank == 0
     assert all(math.isnan(v) for v in (found.orbit_quot, found.orbit_nc1, found.nc1_aug))
+
+
+def test_class_means_a_rounding_step_apart_are_one_place() -> None:
+    features, labels = cloud(k=2)
+    features = (1e-5 * features).float() + 1000
+    features[:, labels == 1, 0] += 2**-14
+    found = measure_orbits([(features, labels)], 2)
+    assert found.rank == 0
+    assert math.isnan(found.orbit_quot)
+    assert math.isnan(found.nc1_aug)
+    assert measure_orbits([(features.double(), labels)], 2).rank == 1
 
 
 def test_a_single_class_has_a_share_alone() -> None:
