@@ -113,6 +113,22 @@ def colour_scale(
     return bar
 
 
+def legend_above(ax: Axes, keys: Sequence[Any], labels: Sequence[str]) -> None:
+    """Put a legend above the axes, in as many columns as they have room for.
+
+    Args:
+        ax: Whose.
+        keys: What the entries show.
+        labels: What they say.
+    """
+    look: dict[str, Any] = {"columnspacing": 0.8, "handlelength": 1.4, "fontsize": 8}
+    look |= {"loc": "lower left", "bbox_to_anchor": (0, 1), "frameon": False}
+    for columns in range(len(keys), 0, -1):
+        legend = ax.legend(keys, labels, ncols=columns, **look)
+        if legend.get_window_extent().width <= ax.bbox.width:
+            return
+
+
 def say_empty(ax: Axes, why: str) -> None:
     """Say in empty axes why nothing is drawn."""
     # text() of 3D axes would need a third coordinate.

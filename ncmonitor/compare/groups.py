@@ -87,7 +87,11 @@ def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
     labels = []
     for group, base in zip(groups, bases, strict=True):
         twins = [g for g, other in zip(groups, bases, strict=True) if other == base]
-        apart = [name for name, values in differences(twins) if len(set(values)) > 1]
+        known = [twin for twin in twins if twin[0].options is not None]
+        if group[0].options is None and known:  # nothing saved: every option would differ
+            labels.append(f"{base} · no config.yaml")
+            continue
+        apart = [name for name, _ in differences(known)]
         options = group[0].options or {}
         said = [f"{name.rpartition('.')[2]} {options[name]}" for name in apart if name in options]
         more = ", …" if len(said) > 3 else ""

@@ -54,6 +54,7 @@ def render(
     look = look_of(groups, statistics)
     same, apart = _facts(runs)
     expected, doubts = expected_table(groups)
+    tables = [all_table(columns, split) for split in split_names(statistics)]
     of_all = f"Comparison of {len(runs)} runs" if len(groups) > 1 else groups[0].label
     template = templates().get_template("comparison.html.j2")
     return template.render(
@@ -71,11 +72,12 @@ def render(
         several=any(len(group.runs) > 1 for group in groups),
         panels=list(_panels(columns, look)),
         main=main_table(columns, other_split(statistics)),
-        all=[all_table(columns, split) for split in split_names(statistics)],
+        all=tables,
+        same_end=all(len({epoch for _, epoch, _ in table["heads"]}) < 2 for table in tables),
         runs=run_table(groups, page.parent, other_split(statistics)),
         labels=[group.label for group in groups],
         options=differences([group.runs for group in groups if group.runs[0].options]),
-        with_options=[group.label for group in groups if group.runs[0].options],
+        with_options=[i for i, group in enumerate(groups) if group.runs[0].options],
         same=same,
         apart=apart,
         commands=aggregate.shares({run.name: recorded(run.facts.get("command")) for run in runs}),
@@ -92,6 +94,7 @@ def _dates(runs: Sequence[Run]) -> str:
 def _key(i: int, group: Group, look: Look) -> dict[str, Any]:
     n = len(group.runs)
     return {
+        "nth": i + 1,
         "label": group.label,
         "runs": f"{n} run" if n == 1 else f"{n} runs",
         "series": i % len(SERIES),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -10,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.textpath import TextPath
 
 from ncmonitor._axes import MUTED, ROUNDING, SERIES, Series, draw_series, own_style
 from ncmonitor._table import other_split, split_rows
@@ -34,6 +36,8 @@ _POINTS: Final = 4000
 #: Times the shortest run that the longest may take on a linear axis.
 _MUCH_LONGER: Final = 6
 _POINTS_OF_A_LINE: Final = 300  # about one for each pixel of the axes
+_KEY: Final = 8.0  # size of the text below a panel that stands alone, in points
+_ROOM: Final = 190.0  # of a line of it: the width of the figure less margin and sample
 
 
 @dataclass(frozen=True)
@@ -148,10 +152,13 @@ def with_key(figure: Figure, groups: Sequence[Group], look: Look) -> Figure:
         [ax] = figure.axes
         left, bottom, width, height = ax.get_position().bounds
         old = figure.get_figheight()
-        new = old + 0.17 * len(keys) + 0.12
+        for key in keys:
+            key.set_label(_folded(str(key.get_label())))
+        lines = sum(1 + str(key.get_label()).count("\n") for key in keys)
+        new = old + 0.17 * lines + 0.12
         figure.set_size_inches(figure.get_figwidth(), new)
         ax.set_position((left, 1 - (1 - bottom) * old / new, width, height * old / new))
-        style: dict[str, Any] = {"frameon": False, "fontsize": 8, "labelspacing": 0.3}
+        style: dict[str, Any] = {"frameon": False, "fontsize": _KEY, "labelspacing": 0.3}
         place: dict[str, Any] = {
             "loc": "lower left",
             "bbox_to_anchor": (left - 0.03, 0),
@@ -159,6 +166,15 @@ def with_key(figure: Figure, groups: Sequence[Group], look: Look) -> Figure:
         }
         figure.legend(handles=keys, **place, **style)
     return figure
+
+
+def _folded(label: str) -> str:
+    """Break the name of a group into lines that are no longer than a figure is wide."""
+    for width in range(60, 10, -4):
+        lines = textwrap.wrap(label, width) or [""]
+        if all(TextPath((0, 0), line, size=_KEY).get_extents().width < _ROOM for line in lines):
+            break
+    return "\n".join(lines)
 
 
 def _line(colour: str, dashes: Sequence[float], label: str) -> Line2D:

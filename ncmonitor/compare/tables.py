@@ -87,7 +87,11 @@ def all_table(columns: Sequence[Column], split: str) -> dict[str, Any]:
         lines = [(q, cells) for q, cells in map(line, entries) if any(c.text != "·" for c in cells)]
         if lines:
             families.append({"title": title, "lines": lines})
-    heads = [(column.group, column.last[split]) for column in here]
+    heads = [
+        (i, column.last[split], len(column.group.runs))
+        for i, column in enumerate(columns)
+        if split in column.last
+    ]
     return {"split": split, "heads": heads, "families": families}
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import matplotlib as mpl
-import seaborn as sns
+from matplotlib.patches import Patch
 from matplotlib.text import Text
 
-from ncmonitor._axes import fresh_axes, own_style
+from ncmonitor._axes import ACCENT, SHADE, fresh_axes, legend_above, own_style
 from ncmonitor.history import KEYS, LAYER_MARK
 from ncmonitor.html import pictures
 from ncmonitor.plots import PANELS, curves, grams, overview, phase, simplex, spectrum
@@ -18,6 +18,7 @@ from ncmonitor.plots._simplex import reach_of
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from ncmonitor.snapshot import Snapshot
@@ -92,9 +93,7 @@ def _of_history(history: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     for names in PANELS:
         with own_style():
             ax = curves(history, fresh_axes(SINGLE, 2.5), quantities=names)
-            if ax.get_legend() is not None:  # above the axes, where no curve and no mark is
-                look = {"ncols": 4, "columnspacing": 1.0, "handlelength": 1.6, "fontsize": 8}
-                sns.move_legend(ax, "lower left", bbox_to_anchor=(0, 1), frameon=False, **look)
+            _put_key_above(ax)
         name = names[0] if len(names) == 1 else names[0].removesuffix("_means")
         yield name, ax.figure  # type: ignore[misc]
     for x, y in pictures.known_paths(history):
@@ -103,6 +102,20 @@ def _of_history(history: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
         yield f"path_{x}_{y}", ax.figure  # type: ignore[misc]
     for quantity in pictures.known_layers(history):
         yield f"layers_{quantity}", pictures.draw_layers(history, quantity, DOUBLE).figure
+
+
+def _put_key_above(ax: Axes) -> None:
+    """Move the legend above the axes, where no curve is, with the terminal phase as an entry."""
+    old = ax.get_legend()
+    if old is None:  # what stands above the axes has the room for itself
+        return
+    keys: list[Any] = list(old.legend_handles)
+    labels = [text.get_text() for text in old.get_texts()]
+    for mark in [text for text in ax.texts if text.get_gid() == "TPT"]:
+        mark.remove()
+        keys.append(Patch(facecolor=SHADE, edgecolor=ACCENT, linewidth=0.4))
+        labels.append(mark.get_text())
+    legend_above(ax, keys, labels)
 
 
 def _of_snapshots(snapshots: Sequence[Snapshot]) -> Iterator[tuple[str, Figure]]:

@@ -67,7 +67,8 @@ def epoch_table(history: pd.DataFrame, start: int | None) -> dict[str, Any]:
         )
         lines.append({"epoch": epoch, "onset": epoch == start, "active": active, "cells": cells})
     heads = [(split, [CATALOGUE[name] for name in names]) for split, names in parts]
-    return {"heads": heads, "lines": lines}
+    labels = [f"{split} {quantity.label}" for split, some in heads for quantity in some]
+    return {"heads": heads, "labels": labels, "lines": lines}
 
 
 def some_epochs(epochs: Sequence[int], start: int | None) -> list[int]:

@@ -117,6 +117,7 @@ def shade_tpt(history: pd.DataFrame, ax: Axes, *, label: bool = True) -> Axes:
 def _label_tpt(ax: Axes, start: int) -> None:
     ax.annotate(
         f"TPT from epoch {start}",
+        gid="TPT",
         xy=(1, 1),
         xycoords="axes fraction",
         xytext=(0, 2),  # above the axes: inside it would meet the legend

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from ncmonitor._axes import MUTED, SERIES, fresh_axes, say_empty
+from ncmonitor._axes import MUTED, SERIES, fresh_axes, legend_above, say_empty
 from ncmonitor._snapshot_numbers import SHOWN_VALUES
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def spectrum(snapshot: Snapshot, ax: Axes | None = None) -> Axes:
     ax.set_xlabel(f"direction (the first {len(means)} of {others})" if cut else "direction")
     ax.set_ylabel("singular value / largest")
     ax.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1))
-    ax.legend(frameon=False, fontsize="small", loc="best")
+    legend_above(ax, *ax.get_legend_handles_labels())  # inside it would lie on long curves
     return ax
 
 
