@@ -16,7 +16,6 @@ import pytorch_lightning as pl
 import torch
 
 from ncmonitor._checks import InputError
-from ncmonitor._labels import IGNORE_INDEX
 from ncmonitor._reduce import Reduce
 from ncmonitor.bank import DEFAULT_BANK_BYTES
 from ncmonitor.callbacks import mailbox
@@ -44,6 +43,7 @@ from ncmonitor.callbacks.sources import is_dry_run
 from ncmonitor.callbacks.strategies import check_strategy
 from ncmonitor.callbacks.wandb_runs import WandbRuns
 from ncmonitor.companions import Maker
+from ncmonitor.conventions import IGNORE_INDEX
 from ncmonitor.history import history_frame, read_history
 from ncmonitor.report import CollapseReport
 from ncmonitor.settings import Settings

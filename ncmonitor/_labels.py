@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from torch import Tensor
 
 from ncmonitor import _tensors
 from ncmonitor._checks import InputError
-
-#: What ``torch.nn.CrossEntropyLoss`` leaves out too.
-IGNORE_INDEX: Final = -100
+from ncmonitor.conventions import IGNORE_INDEX
 
 
 def check_labels(labels: Tensor, samples: int, num_classes: int | None = None) -> None:

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncmonitor._checks import InputError, is_whole
+from ncmonitor.conventions import IGNORE_INDEX
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-IGNORE_INDEX: Final = -100
 #: So many singular values at most.
 SHOWN_VALUES: Final = 256
 #: Directions of the class means weaker than this, relative to the strongest, count as none.

@@ -7,6 +7,9 @@ from typing import Final
 
 from ncmonitor._checks import InputError, nearest
 
+#: Label of what is left out, as in ``torch.nn.CrossEntropyLoss``.
+IGNORE_INDEX: Final = -100
+
 
 @dataclass(frozen=True)
 class Convention:

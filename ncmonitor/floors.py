@@ -27,6 +27,10 @@ _NAMES: Final = tuple(
 )
 
 
+#: Of these K vectors reach the value of a simplex ETF in every dimension.
+_ATTAINED: Final = ("nc2_equinorm_", "nc3_self_duality", "nc3_cos_mean", "gnc3_align")
+
+
 class Floors(NamedTuple):
     """Where collapse ends.
 
@@ -93,14 +97,12 @@ def _ideal(names: Iterable[str]) -> dict[str, float]:
 
 
 def _bounds(names: Iterable[str], classes: int, dim: int, *, equal: bool) -> dict[str, float]:
-    found: dict[str, float] = _ideal(names) if equal else {}
+    found = _ideal(n for n in names if equal and n.startswith(_ATTAINED))
     for name in names:
         if name.startswith("nc2_etf_"):
             found[name] = etf_distance_floor(classes, dim)
         elif name.startswith("nc2_equiangular_std_") and equal:
             found[name] = cosine_std_floor(classes, dim)
-        elif name.startswith("nc2_max_angle_") or name == "nc3_etf_product":
-            found.pop(name, None)  # unknown
     return found
 
 

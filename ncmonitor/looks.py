@@ -13,12 +13,13 @@ from torch.nn import functional
 
 from ncmonitor import _tensors
 from ncmonitor._checks import InputError
-from ncmonitor._labels import IGNORE_INDEX, Batch, clean_batch
+from ncmonitor._labels import Batch, clean_batch
 from ncmonitor._tensors import Scratch, check_floating, exact_arithmetic, working_dtype
 from ncmonitor.bank import Entry
 from ncmonitor.centres import Centres
 from ncmonitor.classifier import Classifier, Scorer
 from ncmonitor.companions import Block, Companion, Margin
+from ncmonitor.conventions import IGNORE_INDEX
 from ncmonitor.moments import ClassMoments
 from ncmonitor.ranks import Alone
 

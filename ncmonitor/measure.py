@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from ncmonitor._checks import InputError, check_whole
-from ncmonitor._labels import IGNORE_INDEX, check_device, check_kind, flatten_tokens
+from ncmonitor._labels import check_device, check_kind, flatten_tokens
 from ncmonitor._sources import num_classes_of
 from ncmonitor._tensors import as_tensor, check_floating
 from ncmonitor.bank import DEFAULT_BANK_BYTES, Budget, FeatureBank
 from ncmonitor.catalogue import MetricChoice
 from ncmonitor.classifier import Classifier
+from ncmonitor.conventions import IGNORE_INDEX
 from ncmonitor.moments import ClassMoments
 from ncmonitor.report import CollapseReport
 from ncmonitor.settings import Settings

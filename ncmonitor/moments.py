@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ncmonitor import _tensors
 from ncmonitor._checks import InputError, check_whole, is_whole
-from ncmonitor._labels import IGNORE_INDEX, Batch, check_range, clean_batch
+from ncmonitor._labels import Batch, check_range, clean_batch
 from ncmonitor._tensors import (
     Scratch,
     as_tensor,
@@ -18,6 +18,7 @@ from ncmonitor._tensors import (
     exact_arithmetic,
     working_dtype,
 )
+from ncmonitor.conventions import IGNORE_INDEX
 from ncmonitor.ranks import Alone
 from ncmonitor.sums import Sums
 

@@ -9,9 +9,8 @@ from numbers import Real
 from typing import Any
 
 from ncmonitor._checks import InputError, check_whole
-from ncmonitor._labels import IGNORE_INDEX
 from ncmonitor.catalogue import CATALOGUE, METRIC_NAMES, MetricChoice, chosen
-from ncmonitor.conventions import CONVENTIONS, Convention, convention_named
+from ncmonitor.conventions import CONVENTIONS, IGNORE_INDEX, Convention, convention_named
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Final
 
 from ncmonitor._checks import InputError
+from ncmonitor._expect import CONFIG_FILE as CONFIG_FILE
 from ncmonitor.expected import closing
 from ncmonitor.history import HISTORY_FILE, read_history
 from ncmonitor.provenance import RUN_FILE, read_run
 
-CONFIG_FILE: Final = "config.yaml"
 #: Environment variable by which a process tells those that it starts which run is theirs.
 HANDED_ON: Final = "_NCMONITOR_RUN"
 _SHOWN: Final = ("nc1", "nc2_etf_means", "nc3_self_duality", "nc4_disagreement")

@@ -19,7 +19,8 @@ from reference_optional import optional_metrics
 #: Shares of samples: rounding may flip a sample between two near-equal candidates, nothing else.
 DECISIONS = {"nc4_disagreement", "ncc_accuracy", "error"}
 
-#: float32: the promise of DESIGN, section 4. float64: the twin's own hard cases lose seven digits.
+#: float32: the promise that it is exact (docs/design.md). float64: the twin's own hard cases lose
+#: seven digits.
 RELATIVE = {torch.float32: 1e-5, torch.float64: 1e-9}
 
 #: NC1 falls with the square of the spread, 1e-20 at spread 1e-10, so that an absolute tolerance

@@ -481,7 +481,7 @@ BY_NAME: dict[str, Case] = {case.name: case for case in CASES}
 
 
 def sweep() -> Iterator[Case]:
-    """Spread x offset x K in float32: 54 clouds, the promise "it is exact" of DESIGN, section 4.
+    """Spread x offset x K in float32: 54 clouds, the promise that it is exact (docs/design.md).
 
     At offset 1e3 and spread below 1e-4 one step of float32 is larger than the spread: what is left
     is quantisation, down to classes without any variance. The numbers stay well defined.

@@ -60,7 +60,6 @@ ALLOWED: dict[str, set[str]] = {
     "ncmonitor/dashboard.py": {"ncmonitor", "wandb_workspaces"},
     # When to measure and where to send it; never which model or data.
     "callbacks": {"ncmonitor", "ncmonitor.callbacks", "pandas"} | _NUMBERS | _TRAINER,
-    "callbacks/wandb_axes.py": {"ncmonitor", "ncmonitor.callbacks", "wandb"} | _NUMBERS | _TRAINER,
     "recipes": {"ncmonitor", "ncmonitor.callbacks", "ncmonitor.recipes", "wandb", "pandas"}
     | {"torchvision", "jsonargparse", "sklearn", "yaml"}
     | _NUMBERS
@@ -164,7 +163,7 @@ def test_a_planted_violation_is_found(tmp_path: Path, place: str, source: str, l
         ("ncmonitor/moments.py", "import math\nfrom ncmonitor.callbacks_like import x"),
         ("ncmonitor/plots/a.py", "import seaborn as sns\nfrom matplotlib import pyplot"),
         ("callbacks/a.py", "from . import b\nfrom .. import measure_collapse\nimport lightning"),
-        ("callbacks/wandb_axes.py", "import wandb"),
+        ("ncmonitor/sync.py", "import wandb"),
         ("recipes/a.py", "from ncmonitor.callbacks import NeuralCollapse\nimport torchvision"),
     ],
 )

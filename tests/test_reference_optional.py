@@ -104,10 +104,11 @@ def close(got: dict[str, float], want: dict[str, Any], rel: float, zero: float) 
 def test_only_what_is_undefined_is_nan(case: Case) -> None:
     result = known(case.name)
     expected = set(OF_FEATURES if case.weight is None else OF_FEATURES + OF_CLASSIFIER)
-    assert set(result) == expected
+    assert set(result) == expected, "a new metric: OF_FEATURES or OF_CLASSIFIER in the twin"
     assert all(type(value) is float for value in result.values())
     undefined = UNDEFINED.get(case.name, set()) | SMALL.get(case.name, MINORITY)
-    assert {name for name, value in result.items() if math.isnan(value)} == undefined & expected
+    found = {name for name, value in result.items() if math.isnan(value)}
+    assert found == undefined & expected, "if it is right: UNDEFINED above"
     infinite = {name for name, value in result.items() if math.isinf(value)}
     assert infinite == ({"gnc2_log_energy"} if case.name == "line" else set())
 
@@ -126,7 +127,7 @@ def test_exact_etf_has_every_metric_at_its_collapse_value() -> None:
         "mse_l_perp": 0.5 * (2.1**2 / 10 * (10 / 9) ** 2 * 9 + 0.1),
     }
     close(known("exact_etf"), want, rel=1e-14, zero=1e-14)
-    assert set(want) == set(known("exact_etf")) - MINORITY
+    assert set(want) == set(known("exact_etf")) - MINORITY, "a new metric: its value, above"
 
 
 def test_orthogonal_frame_has_its_closed_forms() -> None:

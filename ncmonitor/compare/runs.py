@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 
 from ncmonitor._checks import InputError
+from ncmonitor._expect import CONFIG_FILE
 from ncmonitor._table import tpt_start
 from ncmonitor.history import HISTORY_FILE, read_history
 from ncmonitor.provenance import read_run
@@ -21,7 +22,6 @@ from ncmonitor.provenance import read_run
 if TYPE_CHECKING:
     import pandas as pd
 
-CONFIG_FILE: Final = "config.yaml"
 _MOST: Final = 10_000  # options of one run
 #: Options that do not change what is trained or measured: the seed, folders, loggers, display.
 _FREE: Final = frozenset(
