@@ -289,7 +289,7 @@ def test_the_csv_logger_has_exactly_the_keys_of_the_design_and_every_epoch() -> 
     logger = CSVLogger(".")
     monitor = NeuralCollapse(verbose=False)
     trainer(monitor, max_epochs=6, logger=logger).fit(Toy(), train_loader(), val_loader())
-    table = pd.read_csv(Path(logger.log_dir) / "metrics.csv")
+    table = pd.read_csv(Path(logger.log_dir) / "metrics.csv", float_precision="round_trip")
     assert {c for c in table.columns if c.startswith("nc/")} == expected_keys()
     written = (Path(logger.log_dir) / "metrics.csv").read_text()
     assert "nan" not in written  # a start not yet reached is not logged
@@ -370,7 +370,7 @@ def test_a_second_run_in_the_same_folder_keeps_the_first_ones_history() -> None:
     kept = [path for path in Path("run").iterdir() if path.suffix == ".csv"]
     assert len(kept) == 2
     older = next(path for path in kept if path.name != "history.csv")
-    assert pd.read_csv(older)["nc1"].tolist() == first["nc1"].tolist()
+    assert pd.read_csv(older, float_precision="round_trip")["nc1"].tolist() == first["nc1"].tolist()
 
 
 @pytest.mark.parametrize("bar", [None, TQDMProgressBar, RichProgressBar])
@@ -482,7 +482,10 @@ def test_a_resumed_run_in_anothers_folder_keeps_the_others_history() -> None:
     trainer(monitor, max_epochs=2).fit(
         Toy(), train_loader(), val_loader(), ckpt_path="part.ckpt", weights_only=True
     )
-    assert pd.read_csv("run/history.1.csv")["nc1"].tolist() == other["nc1"].tolist()
+    assert (
+        pd.read_csv("run/history.1.csv", float_precision="round_trip")["nc1"].tolist()
+        == other["nc1"].tolist()
+    )
     pd.testing.assert_frame_equal(read_history("run"), monitor.history)
 
 
