@@ -133,7 +133,8 @@ def fourier_shift(x: Tensor, offset: float | Tensor, dim: int) -> Tensor:
     """
     values = working(x)
     length = values.shape[dim]
-    spectrum = torch.fft.rfft(values, dim=dim)
+    # MKL of torch 2.6 refuses expanded tensors.
+    spectrum = torch.fft.rfft(values.contiguous(), dim=dim)
     angle = torch.arange(spectrum.shape[dim]) * (number(offset) * (-2 * math.pi / length))
     turn = torch.complex(angle.cos(), angle.sin()).to(spectrum)
     shape = [1] * values.dim()
