@@ -96,9 +96,10 @@ $(INSTALLED): pyproject.toml
 	@'$(PYTHON)' -c 'import ensurepip, venv' 2>/dev/null || { \
 	    echo 'error: $(PYTHON) cannot make virtual environments: its venv module is missing.'; \
 	    echo '       On Debian and Ubuntu: sudo apt install python3-venv'; exit 1; }
-	@echo '==> Installing into $(VENV). The first time takes 2 to 5 minutes and about 6 GB of disk:'
-	@echo '    PyTorch with its CUDA libraries is several GB. Later calls start at once.'
+	@echo '==> Installing into $(VENV). The first time takes 2 to 10 minutes and 6.5 GB of disk:'
+	@echo '    PyTorch with its CUDA libraries is several GB. Later calls install nothing.'
 	@$(PY) -m pip --version >/dev/null 2>&1 || '$(PYTHON)' -m venv --clear $(VENV)
-	@$(PIP) -e '.[dev]'
+	@# compat: the clone is on the path, else a folder called ncmonitor beside a script would hide it.
+	@$(PIP) --quiet --progress-bar on -e '.[dev]' --config-settings editable_mode=compat
 	@touch $@
 	@echo '==> Installed.'

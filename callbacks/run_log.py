@@ -43,7 +43,7 @@ def default_run_dir(trainer: pl.Trainer, prefix: str = "nc") -> Path:
 def _folder_of(trainer: pl.Trainer) -> Path:
     if not trainer.loggers:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")  # local time: for people, in a name
-        return Path(trainer.default_root_dir) / "ncmonitor" / stamp
+        return Path(trainer.default_root_dir) / "nc_runs" / stamp
     logger = trainer.loggers[0]
     version = logger.version
     folder = version if isinstance(version, str) else f"version_{version}"

@@ -34,7 +34,7 @@ def check_whole(name: str, value: object) -> None:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean ...?"`` for the closest known names, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 

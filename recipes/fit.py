@@ -95,7 +95,8 @@ def _resolve(args: Sequence[str]) -> tuple[list[str], str]:
         file = Path(value if equals else words[i + 1])
         if not file.is_file():
             hint = f"; the recipe: ncmonitor fit {file}" if str(file) in recipes() else ""
-            raise InputError(f"there is no config file {str(file)!r}{hint}")
+            what = f"{str(file)!r} is a folder" if file.is_dir() else f"there is no {str(file)!r}"
+            raise InputError(f"--config needs a YAML file, but {what}{hint}")
         name = file.stem
     return words, name
 
