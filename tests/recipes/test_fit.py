@@ -378,8 +378,8 @@ MISTAKES = {
         f"unknown recipe 'digts', expected one of: {', '.join(recipes())}; did you mean 'digits'?"
     ),
     "own.yaml": "'own.yaml' is no recipe; for a file of your own: ncmonitor fit --config own.yaml",
-    "--config nope.yaml": "there is no config file 'nope.yaml'",
-    "--config digits": "there is no config file 'digits'; the recipe: ncmonitor fit digits",
+    "--config nope.yaml": "--config needs a YAML file, but there is no 'nope.yaml'",
+    "--config digits": "there is no 'digits'; the recipe: ncmonitor fit digits",
     "--config broken.yaml": "Problems parsing config: while parsing a flow mapping",
     "--config typo.yaml": "unknown option trainer.max_epoch; did you mean 'trainer.max_epochs'",
     "--config noclass.yaml": "model: No module named 'nope'",
