@@ -125,7 +125,8 @@ def legend_above(ax: Axes, keys: Sequence[Any], labels: Sequence[str]) -> None:
     look |= {"loc": "lower left", "bbox_to_anchor": (0, 1), "frameon": False}
     for columns in range(len(keys), 0, -1):
         legend = ax.legend(keys, labels, ncols=columns, **look)
-        if legend.get_window_extent().width <= ax.bbox.width:
+        # A little beyond the axes there is still figure.
+        if legend.get_window_extent().width <= 1.05 * ax.bbox.width:
             return
 
 
@@ -212,11 +213,10 @@ def log_axis(ax: Axes, which: str, values: Values) -> None:
         ax.set(**{f"autoscale{which}_on": False, f"{which}lim": (low / 10, _HUGEST)})
     ax.set(**{f"{which}scale": "log"})
     axis = ax.xaxis if which == "x" else ax.yaxis
-    steps = _steps(low, high)
     if high > _HUGE:
         axis.set_major_locator(FixedLocator([1e-10, 1.0, *(10.0**p for p in range(50, 309, 50))]))
         axis.set_minor_locator(NullLocator())
-    elif not steps:
+    elif not (steps := _steps(low, high)):
         axis.set_major_locator(MaxNLocator(nbins=4))
         axis.set_minor_locator(NullLocator())
     elif len(steps) > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +238,25 @@ def test_rows_that_cannot_be_read_are_left_out_and_told(tmp_path: Path) -> None:
     assert damaged.startswith("2 of 10 rows of history.csv cannot be read")
     assert "line 4" in damaged
     assert torn.startswith("The last row of history.csv is cut short")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda cells: cells[:5], f"line 3 has 5 cells where the header has {len(COLUMNS)}"),
+        (lambda cells: ["x", *cells[1:]], "line 3 has 'x' in the column epoch, not a whole number"),
+        (lambda cells: [*cells[:3], "a,b"], "line 3 has 5 cells where the header"),
+        (lambda cells: [*cells[:-1], "1s"], "line 3 has '1s' in the column seconds, not a number"),
+    ],
+)
+def test_a_damaged_row_is_told_in_words(
+    change: Callable[[list[str]], list[str]], said: str, tmp_path: Path
+) -> None:
+    start_history(tmp_path, collapse_rows(range(4)))
+    path = tmp_path / HISTORY_FILE
+    lines = path.read_text().splitlines()
+    lines[2] = ",".join(change(lines[2].split(",")))
+    path.write_text("\n".join(lines) + "\n")
+    frame = read_history(tmp_path)
+    assert len(frame) == 7
+    assert said in frame.attrs["cautions"][0]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -15,10 +16,11 @@ from histories import collapse, collapse_rows
 from ncmonitor import InputError
 from ncmonitor._verdict import cautions, headline, number, standings
 from ncmonitor.catalogue import CATALOGUE, METRICS
+from ncmonitor.history import read_history
 from ncmonitor.html import write_report
-from ncmonitor.html.page import GROUPS
+from ncmonitor.html.page import GROUPS, formula
 from ncmonitor.html.pictures import PATHS
-from ncmonitor.html.tables import some_epochs
+from ncmonitor.html.tables import epoch_table, some_epochs
 from ncmonitor.plots import PANELS
 from pages import HOSTILE, RUN, Page, make_run, read
 
@@ -62,9 +64,47 @@ def test_every_group_of_the_catalogue_has_a_title() -> None:
 
 
 def test_every_definition_and_meaning_is_visible(page: Page) -> None:
+    shown = re.sub("[_{}]", "", page.text)
     for entry in (CATALOGUE[name] for name in SHOWN):
         assert entry.meaning in page.text
-        assert re.sub(r"_\{?([^}_]*)\}?", r"\1", entry.definition)[:12] in page.text
+        assert re.sub("[_{}]", "", entry.definition)[:12] in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "set_"),
+    [
+        ("floor of nc2_etf_w under it", "floor of <code>nc2_etf_w</code> under it"),
+        ("√(sk_breaking_means² + 1)", "√(<code>sk_breaking_means</code>² + 1)"),
+        ("of nc2_etf_*", "of <code>nc2_etf_*</code>"),
+        ("W_cW_cᵀ / z_cc", "W<sub>c</sub>W<sub>c</sub>ᵀ / z<sub>cc</sub>"),
+        ("n_min ‖W_LS‖ μ_c′", "n<sub>min</sub> ‖W<sub>LS</sub>‖ μ<sub>c′</sub>"),
+        ("s_{K−1} < L_⊥ + L_NC2/3", "s<sub>K−1</sub> &lt; L<sub>⊥</sub> + L<sub>NC2/3</sub>"),
+    ],
+)
+def test_subscripts_are_those_of_formulas_and_names_are_code(text: str, set_: str) -> None:
+    assert str(formula(text)) == set_
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_selected_epoch_says_what_was_never_measured(tmp_path: Path) -> None:
+    rows = [{k: v for k, v in row.items() if k != "nc1"} for row in collapse_rows(range(3))]
+    rows[4] |= {"nc2_etf_w": math.nan}
+    table = epoch_table(read_history(make_run(tmp_path / "run", rows)), None)
+    cells = [dict(zip(table["labels"], line["cells"], strict=True)) for line in table["lines"]]
+    assert [line["train NC1"].text for line in cells] == ["not measured"] * 3
+    assert [line["train NC2 distance to ETF (W)"].text == "nan" for line in cells] == [0, 0, 1]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_loss_near_the_largest_number_has_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ncmonitor.html.pictures.PANELS", (("cross_entropy",), ("nc1",)))
+    rows = [row | {"cross_entropy": 1e306, "nc1": 1e306} for row in collapse_rows(range(3))]
+    rows[0] |= {"cross_entropy": 2.0, "nc1": 2.0}
+    page = read(make_run(tmp_path / "run", rows))
+    assert page.tags["figure"] == 2
+    assert "1.00×10³⁰⁶" in page.text
 
 
 def test_the_page_fetches_nothing(page: Page) -> None:

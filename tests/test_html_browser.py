@@ -133,16 +133,36 @@ def test_no_page_is_wider_than_its_window(visit: Visit) -> None:
 
 
 @pages(*BOTH, looks=("light", "phone"))
-def test_what_was_expected_and_the_summary_are_read_without_moving_sideways(visit: Visit) -> None:
+def test_the_tables_are_read_without_moving_sideways(visit: Visit) -> None:
     visit.page.set_viewport_size({"width": min(1100, visit.page.viewport_size["width"]),
                                   "height": 900})  # fmt: skip
     room = visit.page.evaluate(
-        "[...document.querySelectorAll('.scroll:has(> .stack)')]"
+        "[...document.querySelectorAll('.scroll:has(.main, .judged, .epochs, .inline)')]"
         ".map((each) => [each.scrollWidth, each.clientWidth])"
     )
     assert room
     assert all(wide <= there for wide, there in room)
     assert visit.page.locator(".judged").count() > 0
+
+
+@pages(*BOTH, looks=("phone",))
+def test_on_a_phone_every_number_of_every_table_is_on_the_screen_with_what_it_is(
+    visit: Visit,
+) -> None:
+    outside = visit.page.evaluate(
+        "[...document.querySelectorAll('.stack td.number')].filter((each) => {"
+        "const box = each.getBoundingClientRect();"
+        "return !(box.width > 0 && box.left >= 0 && box.right <= innerWidth); }).length"
+    )
+    assert outside == 0
+    unnamed = visit.page.evaluate(
+        "[...document.querySelectorAll('.stack td.number')].filter((each) => "
+        "!each.dataset.label && !each.querySelector('.label')).length"
+    )
+    assert unnamed == 0
+    cards = [height for _, height in visit.boxes(".inline tbody tr")]
+    assert max(cards) < 140  # no tall blanks
+    assert len(visit.boxes("table.stack")) > len(visit.boxes("table:not(.stack)"))
 
 
 @pages(*BOTH)
@@ -191,7 +211,8 @@ def test_the_film_shows_the_frame_that_is_chosen_and_plays(visit: Visit) -> None
 def test_a_definition_appears_under_the_pointer_the_focus_and_the_finger(
     visit: Visit, request: pytest.FixtureRequest
 ) -> None:
-    term = visit.page.locator("main .term").first
+    assert visit.page.locator(".tiles .term:visible, .main .term:visible").count() > 3
+    term = visit.page.locator("main .term:visible").first
     tip = term.locator(".tip")
     assert not tip.is_visible()
     if "phone" in request.node.callspec.id:

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 
 from histories import collapse
 from ncmonitor import InputError
-from ncmonitor._axes import ROUNDING
+from ncmonitor._axes import ROUNDING, log_axis
 from ncmonitor._table import tpt_spans, tpt_start
 from ncmonitor.catalogue import CATALOGUE, METRIC_NAMES, METRICS
 from ncmonitor.plots import PANELS, curves, overview, panel, panel_labels
@@ -164,6 +164,35 @@ def test_axes_are_logarithmic_only_where_zero_has_a_place(
     history: pd.DataFrame, name: str, scale: str
 ) -> None:
     assert curves(history, fresh_axes(), quantities=name).get_yscale() == scale
+
+
+@pytest.mark.parametrize("which", ["x", "y"])
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0.012, 0.8), (2.1, 4.9), (0.51, 1.9), (5.1, 9.9), (3.1, 9.9), (1e-7, 3.0), (0.2, 0.21)],
+)
+def test_a_log_axis_has_two_labels_wherever_the_values_lie(
+    low: float, high: float, which: str
+) -> None:
+    ax = fresh_axes()
+    ax.margins(0)  # as the scale of colours, which ends where they do
+    values = np.geomspace(low, high, 5)
+    ax.scatter(values, values)
+    log_axis(ax, which, values)
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    first, last = axis.get_view_interval()
+    labels = [axis.get_major_formatter()(t) for t in axis.get_majorticklocs() if first <= t <= last]
+    assert len(set(labels)) == len(labels) > 1
+
+
+@pytest.mark.parametrize("largest", [1e250, 1e306, 1.7e308])
+def test_a_loss_near_the_largest_number_is_drawn(largest: float) -> None:
+    history = collapse(range(20))
+    history.loc[history["epoch"] > 9, "cross_entropy"] = largest
+    ax = curves(history, fresh_axes(), quantities="cross_entropy")
+    draw(ax.figure)  # type: ignore[arg-type]
+    assert np.isfinite(ax.get_ylim()).all()
+    assert ax.get_ylim()[0] < history["cross_entropy"].min()
 
 
 def test_a_share_of_zero_lies_inside_the_axes_and_is_labelled(history: pd.DataFrame) -> None:

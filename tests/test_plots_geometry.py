@@ -320,6 +320,24 @@ def test_no_etf_is_promised_where_there_is_no_room_for_one() -> None:
     assert narrow.get_xlabel() == "direction"
 
 
+@pytest.mark.parametrize("width", [2.8, 3.4])
+@pytest.mark.parametrize("case", [None, "a thousand classes in eight dimensions"])
+def test_the_legend_of_a_spectrum_is_above_the_axes_and_in_the_figure(
+    case: str | None, width: float
+) -> None:
+    wide = np.random.default_rng(0).normal(size=(800, 350))
+    snapshot = take_snapshot(wide, np.arange(800) % 400) if case is None else DEGENERATE[case]
+    figure = Figure(figsize=(width, 2.5), layout="constrained")
+    ax = spectrum(snapshot, figure.add_subplot())
+    figure.draw_without_rendering()
+    legend = ax.get_legend()
+    assert legend is not None
+    box = legend.get_window_extent()
+    assert box.y0 >= ax.bbox.y1 - 1
+    assert box.x1 <= figure.bbox.x1 + 1
+    assert box.y1 <= figure.bbox.y1 + 1
+
+
 def test_a_spectrum_that_is_cut_says_so() -> None:
     features = np.random.default_rng(0).normal(size=(800, 350))
     ax = spectrum(take_snapshot(features, np.arange(800) % 400))

@@ -14,6 +14,10 @@ from PIL import Image
 
 from histories import collapse, collapse_rows
 from ncmonitor.cli import main
+from ncmonitor.compare.aggregate import aggregate
+from ncmonitor.compare.groups import Group
+from ncmonitor.compare.plots import compared_panel, look_of, with_key
+from ncmonitor.compare.runs import read_runs
 from ncmonitor.history import history_frame, read_history
 from ncmonitor.html.files import DOUBLE, SINGLE, write_figures, write_table
 from pages import RUN, add_layers, add_snapshots, make_run
@@ -63,6 +67,46 @@ def test_fonts_are_embedded_as_outlines_and_no_page_is_a_bitmap(folder: Path) ->
         assert b"/Type3" not in content
         images = content.count(b"/Subtype /Image")
         assert images == 0 or name.startswith(("layers", "path", "gram"))  # colours in a scale
+
+
+@pytest.mark.parametrize("splits", [("train", "val"), ("train", "val0", "validation_2", "test")])
+def test_legends_are_whole_and_touch_nothing(
+    splits: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: dict[str, Any] = {}
+    monkeypatch.setattr("ncmonitor.html.files.save", lambda f, path: figures.update({path: f}))
+    write_figures(collapse(range(30), splits=splits), [], tmp_path, "png")
+    legends = 0
+    for figure in figures.values():
+        figure.draw_without_rendering()
+        for ax in figure.axes:
+            if (legend := ax.get_legend()) is None or len(figure.axes) > 1:
+                continue
+            legends += 1
+            box = legend.get_window_extent()
+            assert figure.bbox.x0 <= box.x0 <= box.x1 <= figure.bbox.x1 + 1
+            assert box.y0 >= ax.bbox.y1 - 1
+            assert not any(box.overlaps(text.get_window_extent()) for text in ax.texts)
+            assert "TPT from epoch 12" in [text.get_text() for text in legend.get_texts()]
+    assert legends == 9
+
+
+def test_the_key_of_a_comparison_breaks_long_names(tmp_path: Path) -> None:
+    name = "digits · weight_decay 0.005, gradient_clip_val 0.5, metrics default, …"
+    folder = make_run(tmp_path / "run", collapse_rows(range(3)))
+    [run] = read_runs([folder])[0]
+    groups = [Group(label, (run,), certain=True) for label in (name, "W" * 90)]
+    tables = [aggregate([run.history])] * 2
+    look = look_of(groups, tables[0])
+    figure = with_key(compared_panel(groups, tables, "nc1", look), groups, look)
+    figure.draw_without_rendering()
+    [legend], [ax] = figure.legends, figure.axes
+    box = legend.get_window_extent()
+    assert box.x1 <= figure.bbox.x1
+    assert box.y1 <= ax.xaxis.label.get_window_extent().y0
+    said = [text.get_text() for text in legend.get_texts()]
+    assert said[0].replace("\n", " ") == name
+    assert said[0].count("\n") == 1
 
 
 def test_the_smallest_text_of_the_overview_can_be_read_in_print(folder: Path) -> None:

@@ -65,6 +65,7 @@ def test_simplex_spectra_and_gram_matrices_are_shown_first_and_last(page: Page) 
         assert all(f"Gram matrix at epoch {epoch}: {kind}" in labels for kind in kinds)
     assert not any("epoch 5" in label and "Gram" in label for label in labels)
     assert "snapshots.jsonl" in page.values("href")
+    assert "Classes 0, 1, 2 (3 of 4) of the train split" in page.text
 
 
 def test_the_film_has_a_frame_for_every_snapshot_and_begins_at_the_end(page: Page) -> None:
@@ -280,7 +281,8 @@ def test_the_page_shows_the_classes(folder: Path, page: Page) -> None:
     assert "at collapse" in part
     text = (folder / "report.html").read_text(encoding="utf-8")
     for c, size in enumerate(facts["measurement"]["class_sizes"]):
-        assert f'<th scope="row">{c}</th><td class="number value">{size}</td>' in text
+        cell = f'<td class="number value" data-label="samples">{size}</td>'
+        assert f'data-what="class">{c}</th>{cell}' in text
 
 
 @pytest.mark.usefixtures("no_panels")

@@ -17,9 +17,10 @@ import pytest
 
 from histories import collapse_rows
 from ncmonitor import plots
+from ncmonitor._verdict import headline
 from ncmonitor.catalogue import CATALOGUE
 from ncmonitor.cli import main
-from ncmonitor.history import append_history, start_history
+from ncmonitor.history import append_history, read_history, start_history
 from ncmonitor.provenance import write_run
 from ncmonitor.watch.frame import DEFAULT, scale_of
 from ncmonitor.watch.run import duration
@@ -266,6 +267,16 @@ def test_the_phase_is_told_as_it_is(
     rows[-2] |= {"tpt_exits": exits, "tpt_active": active}
     start_history(tmp_path, rows)
     assert watch(tmp_path)[1].rstrip().endswith(" · " + said)
+
+
+def test_where_every_measurement_failed_the_phase_is_unknown_as_in_the_report(
+    tmp_path: Path, watch: Callable[..., list[str]]
+) -> None:
+    start_history(tmp_path, collapse_rows(range(4), failed=range(4)))
+    assert "terminal phase unknown: every measurement failed" in watch(tmp_path)[1]
+    assert "is unknown" in headline(read_history(tmp_path))
+    start_history(tmp_path, collapse_rows(range(4), failed=range(1, 4)))
+    assert "terminal phase not reached" in watch(tmp_path)[1]
 
 
 @pytest.mark.parametrize("header", [False, True])

@@ -17,6 +17,7 @@ from histories import collapse_rows
 from ncmonitor.history import append_history, start_history
 from ncmonitor.provenance import write_run
 from ncmonitor.watch.frame import DEFAULT
+from ncmonitor.watch.screen import Screen
 
 NAMES = DEFAULT
 ENTER, LEAVE = b"\x1b[?1049h", b"\x1b[?1049l"
@@ -127,7 +128,18 @@ def test_another_window_size_is_drawn_at_once(tmp_path: Path, terminals: list[Te
     terminals.append(terminal)
     terminal.until(b"q or Ctrl-C leaves")
     terminal.resize(40, 120)
-    terminal.until(b"NC2 distance to ETF (means)", 5)  # said where there is room for it
+    terminal.until(b"NC2 distance to ETF (means)")  # said where there is room for it
+
+
+def test_a_size_that_changed_while_a_frame_was_drawn_is_not_missed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ncmonitor.watch.screen.size", lambda: (120, 40))
+    began = time.monotonic()
+    assert Screen().wait(5, (80, 24))
+    assert time.monotonic() - began < 4
+    assert Screen().wait(0.3, (120, 40))
+    assert time.monotonic() - began > 0.3
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from matplotlib.textpath import TextPath
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from ncmonitor._axes import MUTED, ROUNDING, SERIES, Series, draw_series, own_style
 from ncmonitor._table import other_split, split_rows
@@ -37,7 +37,7 @@ _POINTS: Final = 4000
 _MUCH_LONGER: Final = 6
 _POINTS_OF_A_LINE: Final = 300  # about one for each pixel of the axes
 _KEY: Final = 8.0  # size of the text below a panel that stands alone, in points
-_ROOM: Final = 190.0  # of a line of it: the width of the figure less margin and sample
+_ROOM: Final = 180.0  # of a line of it: the width of the figure less margin and sample
 
 
 @dataclass(frozen=True)
