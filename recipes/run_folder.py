@@ -173,7 +173,11 @@ def _lock(folder: Path) -> contextlib.ExitStack:
 
 def closing_lines(folder: Path, report: Path | None) -> list[str]:
     """Say how the run ended, where its files are, and how to look at them or upload them."""
-    ways = []
+    ways, facts = [], read_run(folder)
+    command = str(facts.get("command", ""))
+    if not facts.get("finished") and command.startswith("ncmonitor fit"):
+        again = command if "--resume" in command.split() else f"{command} --resume"
+        ways.append(("go on", again))
     if report is not None:
         ways.append(("report", f"open {shown(report)} in a browser"))
     for run in sorted(folder.glob("wandb/offline-run-*")):

@@ -362,15 +362,21 @@ def test_a_bug_in_the_model_is_not_hidden_and_the_report_is_kept(
 
 
 def test_an_interrupted_run_still_gets_its_report(
-    fit: Fit, own: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+    fit: Fit,
+    own: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     here = own("raise KeyboardInterrupt")
+    monkeypatch.setattr(sys, "argv", ["ncmonitor", "fit", "--config", "mine.yaml"])  # is recorded
     with pytest.raises(SystemExit) as stop:
         fit("--config", "mine.yaml")
     assert stop.value.code == 1
     folder = run_folder(here)
     assert list(read_history(folder)["epoch"]) == [0, 1]
-    assert f"open {folder.relative_to(here)}/report.html in a browser" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"open {folder.relative_to(here)}/report.html in a browser" in said
+    assert "  go on       ncmonitor fit --config mine.yaml --resume\n" in said
 
 
 MISTAKES = {
