@@ -132,7 +132,7 @@ def test_mean_and_sd_are_those_of_numpy_at_every_epoch() -> None:
         )
         row = value_of(found, metric, epoch, split)
         assert row["n"] == 3
-        assert row["mean"] == pytest.approx(values.mean(), rel=1e-14)
+        assert row["mean"] == pytest.approx(values.mean(), rel=1e-12)
         assert row["sd"] == pytest.approx(values.std(ddof=1), rel=1e-12)
         assert (row["min"], row["max"]) == (values.min(), values.max())
 
@@ -658,8 +658,8 @@ def test_the_numbers_as_csv_read_back_to_the_same_statistics(seeds: Path) -> Non
     assert list(written.columns) == columns
     runs, _ = read_runs(run_folders([seeds]))
     expected = aggregate([run.history for run in runs]).assign(group="digits")[columns]
-    # pandas 2 reads decimals to a few units in the last place.
-    pd.testing.assert_frame_equal(written, expected, check_dtype=False, rtol=1e-14, atol=0)
+    # pandas 2 reads decimals to some 13 digits.
+    pd.testing.assert_frame_equal(written, expected, check_dtype=False, rtol=1e-12, atol=0)
 
 
 def test_each_run_is_a_row_of_a_table_of_its_own(seeds: Path) -> None:
@@ -669,7 +669,7 @@ def test_each_run_is_a_row_of_a_table_of_its_own(seeds: Path) -> None:
     assert list(train["tpt_onset"]) == [12, 13, 14]
     runs, _ = read_runs(run_folders([seeds]))
     last = runs[1].history.query("split == 'train'")["nc1"].iloc[-1]
-    assert train["nc1"].iloc[1] == pytest.approx(last, rel=1e-14)
+    assert train["nc1"].iloc[1] == pytest.approx(last, rel=1e-12)
 
 
 @pytest.mark.usefixtures("one_panel")
