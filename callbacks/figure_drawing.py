@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ncmonitor._checks import InputError, nearest
+from ncmonitor._run_facts import PICTURES
 from ncmonitor.history import LAYER_MARK
 
 if TYPE_CHECKING:
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
 
     from ncmonitor.snapshot import Snapshot
 
-DEFAULT: Final = ("curves", "gram", "simplex", "spectrum")
+FIGURES: Final = PICTURES
+DEFAULT: Final = FIGURES[:4]
 ANIMATION: Final = "animation"
-FIGURES: Final = (*DEFAULT, "layers", "phase", ANIMATION)
 #: Folder of the pictures in that of the run.
 FOLDER: Final = "figures"
 

@@ -193,14 +193,3 @@ class _Page:
             keys = (f"{self.key('train', name)}.last", error)
             panels.append(Panel("scatter", title, keys, is_positive(name)))
         return [*panels, Panel("runs", "Runs")]
-
-
-def shown_groups() -> set[str]:
-    """Return the groups of the catalogue that have a place on the dashboard."""
-    everything = parts(metrics=[q.name for q in METRICS if q.needs != "targets"])
-    keys = {key for part in everything for panel in part.panels for key in panel.keys}
-    return {
-        q.group
-        for q in METRICS
-        if any(key == f"nc/train/{q.name}" or f"/{re.escape(q.name)}/" in key for key in keys)
-    }

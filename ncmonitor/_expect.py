@@ -6,15 +6,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
 from ncmonitor._checks import InputError, nearest
 from ncmonitor._verdict import number
 from ncmonitor.catalogue import CATALOGUE, Quantity, quantity_of
-
-CONFIG_FILE: Final = "config.yaml"
+from ncmonitor.provenance import CONFIG_FILE
 
 
 class Bounds(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ncmonitor.provenance import read_run
+from ncmonitor.provenance import CONFIG_FILE, read_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +30,7 @@ def options_of(folder: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        options = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        options = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return options if isinstance(options, dict) else {}

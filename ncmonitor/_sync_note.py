@@ -47,12 +47,6 @@ class Synced:
     base_ended: bool = False
 
 
-def read_note(run_dir: Path) -> Synced | None:
-    """Return what the last sync of a folder has done; ``None``: there was none that counts."""
-    noted = read_notes(run_dir)
-    return noted[-1] if noted else None
-
-
 def read_notes(run_dir: Path) -> list[Synced]:
     """Return the W&B runs that a folder was replayed into, one a target, the last one last."""
     try:

@@ -18,6 +18,12 @@ from ncmonitor._checks import InputError, nearest
 MetricChoice = str | Sequence[str]
 
 
+#: Groups of counts and shares, which a log axis does not suit.
+_COUNTED: Final = frozenset({"nc4", "diagnostics", "fit", "phase"})
+#: Shares of samples reach exactly 0, and should be seen to.
+_SHARES: Final = frozenset({"error", "nc4_disagreement"})
+
+
 @dataclass(frozen=True)
 class Quantity:
     """What a number is called, what it means and where it comes from.
@@ -55,6 +61,14 @@ class Quantity:
     once: bool = False
     vector: bool = False
     conventions: bool = False
+
+    @property
+    def scale(self) -> Literal["log", "share", "linear"]:
+        """The axis it is drawn on; ``"share"`` is logarithmic down to the smallest share seen."""
+        if self.name in _SHARES:
+            return "share"
+        falls = self.collapse == 0 and self.group not in _COUNTED
+        return "log" if falls or self.name == "cross_entropy" else "linear"
 
 
 def _read() -> dict[str, Quantity]:

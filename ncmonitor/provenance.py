@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+#: Every option of a run of ``ncmonitor fit``.
+CONFIG_FILE: Final = "config.yaml"
 RUN_FILE: Final = "run.json"
 _PACKAGES: Final = (
     "ncmonitor",

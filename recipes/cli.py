@@ -28,6 +28,7 @@ import ncmonitor.recipes.models
 import ncmonitor.recipes.module
 import ncmonitor.recipes.ufm  # noqa: F401
 from ncmonitor._checks import InputError
+from ncmonitor._words import shown
 from ncmonitor.callbacks import CollapseFigures, NeuralCollapse
 from ncmonitor.callbacks.strategies import check_strategy
 from ncmonitor.callbacks.wandb_runs import continue_run
@@ -38,7 +39,7 @@ from ncmonitor.recipes.module import ImageClassifier
 from ncmonitor.recipes.options import Expectation, check_config, place
 from ncmonitor.recipes.randomness import Randomness
 from ncmonitor.recipes.resume import record_end
-from ncmonitor.recipes.run_folder import Home, closing_lines, holding, shown
+from ncmonitor.recipes.run_folder import Home, closing_lines, holding
 from ncmonitor.recipes.saved_config import SaveConfig
 
 _HELP: Final = (

@@ -16,9 +16,10 @@ import torch
 import yaml
 
 from ncmonitor._checks import InputError
+from ncmonitor._words import shown
 from ncmonitor.history import HISTORY_FILE, read_history
-from ncmonitor.provenance import read_run, write_run
-from ncmonitor.recipes.run_folder import CONFIG_FILE, Home, is_held, shown
+from ncmonitor.provenance import CONFIG_FILE, read_run, write_run
+from ncmonitor.recipes.run_folder import Home, is_held
 
 #: Options without influence on what is trained and measured, or that say where it goes; those below
 #: them as well.

@@ -10,17 +10,17 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ncmonitor._checks import InputError
-from ncmonitor._expect import CONFIG_FILE as CONFIG_FILE
+from ncmonitor._words import shown
 from ncmonitor.expected import closing
 from ncmonitor.history import HISTORY_FILE, read_history
-from ncmonitor.provenance import RUN_FILE, read_run
+from ncmonitor.provenance import CONFIG_FILE, RUN_FILE, read_run
 
 #: Environment variable by which a process tells those that it starts which run is theirs.
 HANDED_ON: Final = "_NCMONITOR_RUN"
@@ -187,11 +187,11 @@ def closing_lines(folder: Path, report: Path | None) -> list[str]:
     files = (HISTORY_FILE, RUN_FILE, CONFIG_FILE)
     there = ", ".join(name for name in files if (folder / name).exists())
     ways.append(("files", f"{there} in {shown(folder)}"))
-    told = [*_numbers(folder), *closing(folder)]
+    told = [*_numbers(folder, facts), *closing(folder)]
     return [*told, "", *(f"  {what:<12}{how}" for what, how in ways)]
 
 
-def _numbers(folder: Path) -> list[str]:
+def _numbers(folder: Path, run: Mapping[str, Any]) -> list[str]:
     train = read_history(folder).query("split == 'train'")
     last = train.iloc[-1]
     metrics = ", ".join(f"{name} {_rounded(last[name])}" for name in _SHOWN)
@@ -205,7 +205,6 @@ def _numbers(folder: Path) -> list[str]:
         phase = f"Terminal phase (no training error) since epoch {start:.0f}{left}."
     else:
         phase = f"Terminal phase from epoch {start:.0f}{left}; now the training error is {error}."
-    run = read_run(folder)
     timing, parts = run.get("timing") or {}, run.get("resumed") or []
     fit, monitor = timing.get("fit_seconds"), timing.get("monitor_seconds")
     took = f"Took {fit:.0f} s, {monitor:.0f} s of it measuring" if fit and monitor else ""
@@ -218,10 +217,3 @@ def _numbers(folder: Path) -> list[str]:
 
 def _rounded(value: float) -> str:
     return f"{value:.2g}"
-
-
-def shown(path: Path) -> str:
-    """Return a path as short as possible: relative below the working directory."""
-    full = path.absolute()
-    here = Path.cwd()
-    return str(full.relative_to(here) if full.is_relative_to(here) else full)

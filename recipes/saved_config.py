@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import yaml
 from pytorch_lightning.cli import LightningArgumentParser, SaveConfigCallback
 
-from ncmonitor.recipes.run_folder import CONFIG_FILE
+from ncmonitor.provenance import CONFIG_FILE
 
 
 class SaveConfig(SaveConfigCallback):

@@ -10,10 +10,10 @@ from typing import Any, Final
 import pandas as pd
 
 from ncmonitor._checks import InputError
+from ncmonitor._words import shown
 from ncmonitor.compare.aggregate import spread
 from ncmonitor.history import HISTORY_FILE, read_history
 from ncmonitor.recipes.resume import is_finished
-from ncmonitor.recipes.run_folder import shown
 
 #: In the closing lines: quantities of the training set, and the error of the held-out one.
 _SHOWN: Final = (

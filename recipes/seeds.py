@@ -13,18 +13,18 @@ from types import FrameType
 from typing import Any, Final
 
 from ncmonitor._checks import InputError
+from ncmonitor._words import shown
 from ncmonitor.callbacks.strategies import check_strategy
 from ncmonitor.history import HISTORY_FILE
+from ncmonitor.provenance import CONFIG_FILE
 from ncmonitor.recipes.cli import FitCLI
 from ncmonitor.recipes.resume import check_same_options, run_folders
 from ncmonitor.recipes.run_folder import (
-    CONFIG_FILE,
     Home,
     dry_run_home,
     holding,
     is_held,
     new_run_folder,
-    shown,
 )
 from ncmonitor.recipes.seed_runs import SeedRuns, closing_lines
 

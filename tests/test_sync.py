@@ -17,9 +17,8 @@ from pytorch_lightning.loggers import WandbLogger
 
 from ncmonitor import sync
 from ncmonitor._checks import InputError
-from ncmonitor._run_facts import PICTURES
-from ncmonitor._sync_note import NOTE_FILE, Synced, read_note, read_notes, write_notes
-from ncmonitor.callbacks import NeuralCollapse, figure_drawing
+from ncmonitor._sync_note import NOTE_FILE, Synced, read_notes, write_notes
+from ncmonitor.callbacks import NeuralCollapse
 from ncmonitor.cli import main
 from ncmonitor.history import read_history
 from ncmonitor.sync import PATIENCE, sync_run
@@ -144,7 +143,6 @@ def test_the_replay_is_filled_with_options_tags_table_and_figures(run_dir: Path)
 
 
 def test_only_the_pictures_that_training_has_drawn_are_uploaded(run_dir: Path) -> None:
-    assert PICTURES == figure_drawing.FIGURES
     for name in ("overview.png", "gram_last.png", "nc1.png", "gram.png", "gram.pdf"):
         (run_dir / "figures" / name).write_bytes(_PNG)
     sync_run(run_dir, mode="offline")
@@ -284,7 +282,7 @@ def test_an_interrupted_upload_goes_on_where_it_was(
         patch.setattr(sync, "_log_end", interrupt)
         with pytest.raises(KeyboardInterrupt):
             sync_run(run_dir, entity="me", project="p")
-    note = read_note(run_dir)
+    note = read_notes(run_dir)[-1]
     assert note is not None
     assert note.rows == len(read_history(run_dir))
     done = sync_run(run_dir)
@@ -394,7 +392,7 @@ def test_a_wrong_entity_is_one_line(
     assert line.startswith("ncmonitor: error: W&B: ")
     assert message in line
     assert line.endswith(f"(without W&B's server: ncmonitor sync {run_dir} --mode offline)")
-    assert read_note(run_dir) is None
+    assert not read_notes(run_dir)
 
 
 def test_a_server_that_does_not_answer_is_named_at_once_and_given_up_soon(
@@ -412,7 +410,7 @@ def test_a_server_that_does_not_answer_is_named_at_once_and_given_up_soon(
     said = capsys.readouterr().err
     assert "connecting to W&B (http://127.0.0.1:9) ..." in said
     assert "--mode offline)" in said
-    assert read_note(run_dir) == first
+    assert read_notes(run_dir)[-1] == first
     assert replayed(run_dir).is_dir()
 
 
@@ -455,10 +453,10 @@ def test_a_folder_without_a_run_is_explained(
 
 def test_a_note_of_another_version_does_not_count(tmp_path: Path) -> None:
     (tmp_path / NOTE_FILE).write_text('{"runs": [{"run_id": "a", "colour": "red"}]}')
-    assert read_note(tmp_path) is None
+    assert not read_notes(tmp_path)
     (tmp_path / NOTE_FILE).write_text('{"run_id": "a"}')
-    assert read_note(tmp_path) is None
+    assert not read_notes(tmp_path)
     runs = [Synced("a", "p", None, "online"), Synced("b", "q", "me", "offline", rows=3)]
     write_notes(tmp_path, runs[:1], runs[1])
     assert read_notes(tmp_path) == runs
-    assert read_note(tmp_path) == runs[1]
+    assert read_notes(tmp_path)[-1] == runs[1]

@@ -9,21 +9,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from histories import collapse_rows
-from ncmonitor import plots
 from ncmonitor._verdict import headline
-from ncmonitor.catalogue import CATALOGUE
+from ncmonitor._words import duration
 from ncmonitor.cli import main
 from ncmonitor.history import append_history, read_history, start_history
 from ncmonitor.provenance import write_run
-from ncmonitor.watch.frame import DEFAULT, scale_of
-from ncmonitor.watch.run import duration
+from ncmonitor.watch.frame import DEFAULT
+from watched import facts, make_run
 
 NAMES = DEFAULT
 ENTER, LEAVE = b"\x1b[?1049h", b"\x1b[?1049l"
@@ -49,18 +47,6 @@ def watch(capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
         return out.splitlines()
 
     return run
-
-
-def facts(**more: Any) -> dict[str, Any]:
-    now = datetime.now(UTC)
-    created = (now - timedelta(seconds=30)).isoformat(timespec="seconds")
-    return {"created": created, "command": "ncmonitor fit mine.yaml", "max_epochs": 60} | more
-
-
-def make_run(folder: Path, epochs: int = 31, **more: Any) -> Path:
-    start_history(folder, collapse_rows(range(epochs)))
-    write_run(folder, facts(**more))
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -129,11 +115,6 @@ def test_splits_and_metrics_can_be_chosen(tmp_path: Path, watch: Callable[..., l
     assert "nc1_quotient" not in text
     assert "nc2_equinorm_means" in text
     assert "nc4" not in text
-
-
-@pytest.mark.parametrize("name", [q.name for q in CATALOGUE.values() if not q.vector])
-def test_the_axis_of_a_quantity_is_that_of_the_pictures(name: str) -> None:
-    assert (scale_of(name) == "log") == (plots._scale((name,)) != "linear")
 
 
 def test_a_finished_run_says_so_and_where_the_rest_is(

@@ -7,9 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,21 +16,10 @@ from ncmonitor.history import append_history, start_history
 from ncmonitor.provenance import write_run
 from ncmonitor.watch.frame import DEFAULT
 from ncmonitor.watch.screen import Screen
+from watched import facts, make_run
 
 NAMES = DEFAULT
 ENTER, LEAVE = b"\x1b[?1049h", b"\x1b[?1049l"
-
-
-def facts(**more: Any) -> dict[str, Any]:
-    now = datetime.now(UTC)
-    created = (now - timedelta(seconds=30)).isoformat(timespec="seconds")
-    return {"created": created, "command": "ncmonitor fit mine.yaml", "max_epochs": 60} | more
-
-
-def make_run(folder: Path, epochs: int = 31, **more: Any) -> Path:
-    start_history(folder, collapse_rows(range(epochs)))
-    write_run(folder, facts(**more))
-    return folder
 
 
 pty = pytest.importorskip("pty")

@@ -13,11 +13,11 @@ from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from ncmonitor._axes import MUTED, ROUNDING, SERIES, Series, draw_series, own_style
+from ncmonitor._axes import MUTED, ROUNDING, SERIES, Series, draw_series, own_style, say_empty
 from ncmonitor._table import other_split, split_rows
 from ncmonitor.catalogue import CATALOGUE
 from ncmonitor.compare.aggregate import thinned
-from ncmonitor.plots._curves import _scale
+from ncmonitor.plots._curves import scale_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -186,7 +186,7 @@ def _draw(
     groups: Sequence[Group], tables: Sequence[pd.DataFrame], ax: Axes, name: str, look: Look
 ) -> None:
     series, bands = [], []
-    scale = _scale((name,))
+    scale = scale_of((name,))
     for i, (group, table) in enumerate(zip(groups, tables, strict=True)):
         for split in look.splits:
             rows = split_rows(table[table["metric"] == name], split)
@@ -204,8 +204,7 @@ def _draw(
             own = {"linewidth": 1.4, "fillstyle": "full" if split == look.splits[0] else "none"}
             series.append(Series("_mean", epochs, mean, style | own))
     if not series:
-        ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", color=MUTED)
-        ax.set_yticks([])
+        say_empty(ax, "not measured")
         return
     draw_series(ax, series, scale)
     _draw_bands(ax, bands)

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 
 from ncmonitor._checks import InputError
-from ncmonitor._expect import CONFIG_FILE
 from ncmonitor._table import tpt_start
 from ncmonitor.history import HISTORY_FILE, read_history
-from ncmonitor.provenance import read_run
+from ncmonitor.provenance import CONFIG_FILE, read_run
 
 if TYPE_CHECKING:
     import pandas as pd

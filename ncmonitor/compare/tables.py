@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from ncmonitor._table import split_rows
 from ncmonitor._verdict import MAIN, section
+from ncmonitor._words import duration
 from ncmonitor.catalogue import CATALOGUE, FIT, METRICS, PHASE, Quantity
 from ncmonitor.compare import aggregate
 from ncmonitor.compare.groups import Group
@@ -107,7 +107,7 @@ def run_table(groups: Sequence[Group], base: Path, other: str | None) -> dict[st
         cells += [_own_cell(run, name, split) for name, split in wanted]
         cells.append(Cell("not reached", "none") if run.onset is None else Cell(str(run.onset)))
         seconds = section(run.facts, "timing").get("fit_seconds")
-        cells.append(Cell(_duration(seconds) if isinstance(seconds, int | float) else "–"))
+        cells.append(Cell(duration(seconds) if isinstance(seconds, int | float) else "–"))
         cells.append(Cell(_machine(section(run.facts, "machine"))))
         lines.append((i, run.name, _link(run, base), cells))
     return {"heads": _heads(wanted), "lines": lines}
@@ -134,13 +134,6 @@ def _own_cell(run: Run, name: str, split: str) -> Cell:
     if rows.empty:
         return Cell("·", "none")
     return value_cell(float(rows[name].iloc[-1]))
-
-
-def _duration(seconds: float) -> str:
-    if not seconds < 6000:
-        minutes = round(seconds / 60) if math.isfinite(seconds) else 0
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{seconds:.3g} s" if seconds < 100 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
 
 
 def _machine(facts: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ncmonitor._verdict import section
-from ncmonitor.html.page import facts, moment, words
+from ncmonitor.html.page import moment, words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +47,7 @@ def environment(run: dict[str, Any]) -> list[tuple[str, str]]:
         ("Seed", words(run.get("seed"))),
         ("Planned epochs", words(run.get("max_epochs"))),
         ("Commit", commit + (", with uncommitted changes" if run.get("dirty") is True else "")),
-        ("Machine", words(facts(section(run, "machine")))),
+        ("Machine", words(_line(section(run, "machine")))),
         *((name, words(v)) for name, v in section(run, "versions").items()),
     ]
 
@@ -70,3 +70,8 @@ def _share(part: object, whole: object) -> str:
         return f"{part:.3g} s"
     share = f" ({part / whole:.1%})".replace("%", " %") if whole > 0 else ""
     return f"{part:.3g} s of the {whole:.3g} s of the fit{share}"
+
+
+def _line(pairs: dict[str, Any]) -> str:
+    known = {key.replace("_", " "): value for key, value in pairs.items() if value is not None}
+    return "; ".join(f"{key} {value}" for key, value in known.items())

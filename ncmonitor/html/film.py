@@ -10,7 +10,7 @@ from PIL import Image
 
 from ncmonitor.html.page import data_uri
 from ncmonitor.html.pictures import some
-from ncmonitor.plots._animate import _images, _stage
+from ncmonitor.plots._animate import images_of, stage_of
 
 if TYPE_CHECKING:
     from ncmonitor.snapshot import Snapshot
@@ -66,9 +66,9 @@ def film(snapshots: Sequence[Snapshot]) -> Film | None:
     shown = some(snapshots, MOST_FRAMES)
     if len(shown) < 2 or len(shown[-1].corners) < 2:
         return None
-    stage, draw = _stage(shown, None)
+    stage, draw = stage_of(shown, None)
     stage.set_dpi(_DPI)
-    images = _images(stage, draw, len(shown))
+    images = images_of(stage, draw, len(shown))
     columns = math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     width, height = images[0].size

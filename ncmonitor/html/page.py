@@ -6,7 +6,7 @@ import base64
 import io
 import re
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import matplotlib as mpl
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -143,9 +143,3 @@ def moment(value: object) -> str:
     except ValueError:
         return words(value)
     return f"{when.day} {when:%B %Y, %H:%M %Z}".strip()
-
-
-def facts(pairs: dict[str, Any]) -> str:
-    """Write what is known of a few facts in one line."""
-    known = {key.replace("_", " "): value for key, value in pairs.items() if value is not None}
-    return "; ".join(f"{key} {value}" for key, value in known.items())

@@ -13,7 +13,6 @@ from __future__ import annotations
 from ncmonitor.plots._animate import animate as animate
 from ncmonitor.plots._animate import animation_html as animation_html
 from ncmonitor.plots._curves import PANELS as PANELS
-from ncmonitor.plots._curves import _scale as _scale
 from ncmonitor.plots._curves import curves as curves
 from ncmonitor.plots._curves import overview as overview
 from ncmonitor.plots._curves import panel as panel

@@ -69,7 +69,7 @@ def animate(
         InputError: If there is no snapshot, if they show different classes or splits, or if the
             name of the file ends otherwise.
     """
-    stage, draw = _stage(snapshots, names)
+    stage, draw = stage_of(snapshots, names)
     if not fps > 0:
         raise InputError(f"fps= must be positive, but is {fps}")
     if path is None:
@@ -85,7 +85,7 @@ def animate(
         writer = FFMpegWriter(fps=max(1, round(fps)))
         _film(stage, draw, len(snapshots), fps).save(path, writer, dpi=_DPI)
     elif path.suffix == ".gif":
-        _save_gif(_images(stage, draw, len(snapshots)), path, fps)
+        _save_gif(images_of(stage, draw, len(snapshots)), path, fps)
     else:
         body = animation_html(snapshots, names=names, fps=fps)
         path.write_text(page(body, "Collapse on the simplex"), encoding="utf-8")
@@ -110,12 +110,12 @@ def animation_html(
     Raises:
         InputError: As :func:`animate`.
     """
-    stage, draw = _stage(snapshots, names)
-    images = _images(stage, draw, len(snapshots))
+    stage, draw = stage_of(snapshots, names)
+    images = images_of(stage, draw, len(snapshots))
     return player(images, [f"epoch {s.epoch}" for s in snapshots], fps)
 
 
-def _stage(
+def stage_of(
     snapshots: Sequence[Snapshot], names: Sequence[str] | None
 ) -> tuple[Figure, Callable[[int], None]]:
     """Return an empty figure and what draws a frame on it."""
@@ -154,7 +154,7 @@ def _film(stage: Figure, draw: Callable[[int], Any], count: int, fps: float) -> 
     )
 
 
-def _images(stage: Figure, draw: Callable[[int], None], count: int) -> list[Image.Image]:
+def images_of(stage: Figure, draw: Callable[[int], None], count: int) -> list[Image.Image]:
     """Return the frames, all with the same few colours."""
     canvas: Any = FigureCanvasAgg(stage)
     frames = []

@@ -46,10 +46,6 @@ PANELS: Final[tuple[tuple[str, ...], ...]] = (
 
 _DASHES: Final[dict[str, Any]] = {"train": "-", "val": (0, (3.2, 1.6))}
 _OTHER_DASHES: Final = ((0, (1, 1.4)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)))
-#: Groups of counts and shares, which a log axis does not suit.
-_COUNTED: Final = frozenset({"nc4", "diagnostics", "fit", "phase"})
-#: Shares of samples reach exactly 0, and should be seen to.
-_SHARES: Final = frozenset({"error", "nc4_disagreement"})
 
 
 def curves(
@@ -214,12 +210,10 @@ def _dashes(splits: Sequence[str]) -> dict[str, Any]:
     return _DASHES | {s: _OTHER_DASHES[i % len(_OTHER_DASHES)] for i, s in enumerate(others)}
 
 
-def _scale(names: Sequence[str]) -> str:
-    entries = [CATALOGUE[name] for name in names]
-    if all(q.name in _SHARES for q in entries):
-        return "share"
-    falls = all(q.collapse == 0 and q.group not in _COUNTED for q in entries)
-    return "log" if falls or tuple(names) == ("cross_entropy",) else "linear"
+def scale_of(names: Sequence[str]) -> str:
+    """Return the axis that quantities share, linear if they would have different ones."""
+    scales = {CATALOGUE[name].scale for name in names}
+    return scales.pop() if len(scales) == 1 else "linear"
 
 
 def _series(history: pd.DataFrame, names: Sequence[str], splits: Sequence[str]) -> list[Series]:
@@ -244,7 +238,7 @@ def _series(history: pd.DataFrame, names: Sequence[str], splits: Sequence[str]) 
 def _draw(history: pd.DataFrame, ax: Axes, names: Sequence[str], splits: Sequence[str]) -> None:
     series = _series(history, names, splits)
     if series:
-        draw_series(ax, series, _scale(names))
+        draw_series(ax, series, scale_of(names))
     else:
         say_empty(ax, "not measured")
     ax.set_xlabel("epoch")

@@ -14,7 +14,7 @@ from ncmonitor._checks import InputError
 from ncmonitor._table import split_names, split_rows, tpt_start
 from ncmonitor.catalogue import CATALOGUE
 from ncmonitor.history import LAYER_MARK
-from ncmonitor.plots._curves import _scale, known_names
+from ncmonitor.plots._curves import known_names, scale_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,7 +91,7 @@ def _norm(values: NDArray[np.float64], quantity: str) -> tuple[Normalize, str]:
     """Return the scale of the colours, and whether values lie below it."""
     finite = values[np.isfinite(values)]
     positive = finite[finite > ROUNDING]
-    if _scale((quantity,)) == "linear" or not len(positive) or positive.min() == positive.max():
+    if scale_of((quantity,)) == "linear" or not len(positive) or positive.min() == positive.max():
         low, high = float(finite.min()), float(finite.max())
         return Normalize(low, high if high > low else low + 1), "neither"
     extend = "min" if len(positive) < len(finite) else "neither"

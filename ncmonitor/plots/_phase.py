@@ -14,7 +14,7 @@ from ncmonitor._axes import ACCENT, ROUNDING, colour_scale, fresh_axes, log_axis
 from ncmonitor._checks import InputError
 from ncmonitor._table import split_names, split_rows, tpt_start
 from ncmonitor.catalogue import CATALOGUE
-from ncmonitor.plots._curves import _scale, known_names
+from ncmonitor.plots._curves import known_names, scale_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +57,7 @@ def phase(
     ax.set_ylabel(CATALOGUE[y].label)
     epochs = split_rows(history, split)["epoch"].to_numpy(dtype=float)
     places = np.column_stack([_values(history, name, split, epochs) for name in (x, y)])
-    logarithmic = [_scale((name,)) != "linear" for name in (x, y)]
+    logarithmic = [scale_of((name,)) != "linear" for name in (x, y)]
     places[places <= np.where(logarithmic, ROUNDING, -np.inf)] = np.nan
     known: NDArray[np.bool_] = np.asarray(np.isfinite(places).all(axis=1))
     if not known.any():

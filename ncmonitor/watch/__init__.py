@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ncmonitor._checks import InputError, nearest
+from ncmonitor._words import shown
 from ncmonitor.catalogue import CATALOGUE, quantity_of
 from ncmonitor.provenance import read_run
 from ncmonitor.watch.frame import DEFAULT, View, frame
-from ncmonitor.watch.run import Pace, find_run, leet_line, shown
+from ncmonitor.watch.run import Pace, find_run, leet_line
 from ncmonitor.watch.screen import Screen, is_terminal, size, write
 from ncmonitor.watch.table import HistoryTail
 

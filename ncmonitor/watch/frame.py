@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ncmonitor._verdict import number
+from ncmonitor._words import shown
 from ncmonitor.catalogue import quantity_of
 from ncmonitor.watch.chart import MUTED, SERIES, STROKES, Curve, Scale, chart, tint
 from ncmonitor.watch.run import (
@@ -15,7 +16,6 @@ from ncmonitor.watch.run import (
     leet_line,
     phase,
     progress,
-    shown,
     state,
     title,
     waiting_for,
@@ -32,9 +32,6 @@ _CHART: Final = (24, 6)  # least width and height, the line with its name includ
 _BETWEEN: Final = "  "
 _NAME: Final = 24
 _BLOCK: Final = 28
-#: Groups of counts and shares. Of those only the two shares that fall to 0 get a log axis.
-_COUNTED: Final = frozenset({"nc4", "diagnostics", "fit", "phase"})
-_FALLING: Final = frozenset({"error", "cross_entropy", "nc4_disagreement"})
 
 
 @dataclass(frozen=True)
@@ -158,12 +155,9 @@ def _grid(count: int, width: int, height: int) -> tuple[int, int]:
 
 
 def scale_of(name: str) -> Scale:
-    """Return the axis of a quantity: logarithmic for what falls to 0 at full collapse."""
+    """Return the axis of a quantity: text has no room for one that ends in a linear part."""
     entry = quantity_of(name)
-    if entry is None:
-        return "linear"
-    falls = entry.collapse == 0 and entry.group not in _COUNTED
-    return "log" if falls or name in _FALLING else "linear"
+    return "linear" if entry is None or entry.scale == "linear" else "log"
 
 
 def _table(tail: HistoryTail, view: View, width: int, most: int) -> list[str]:
@@ -204,12 +198,14 @@ def _block(name: str, points: Sequence[tuple[int, float]]) -> str:
 def _best(name: str, points: Sequence[tuple[int, float]]) -> tuple[int, float] | None:
     """Return epoch and value nearest to collapse, the first of equals; ``None``: nothing is best.
 
-    Of error and cross-entropy the lowest is best.
+    Of error and cross-entropy, of which collapse says nothing, the lowest is best.
     """
     entry = quantity_of(name)
-    goal = 0.0 if name in _FALLING else None if entry is None else entry.collapse
     known = [point for point in points if not math.isnan(point[1])]
-    if goal is None or not known or (entry is not None and entry.group == "phase"):
+    if entry is None or entry.group == "phase" or not known:
+        return None
+    goal = entry.collapse if entry.scale == "linear" else 0.0
+    if goal is None:
         return None
     return min(known, key=lambda point: abs(point[1] - goal))
 

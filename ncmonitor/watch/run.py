@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from ncmonitor._checks import InputError, nearest
+from ncmonitor._words import duration, shown
 from ncmonitor.history import HISTORY_FILE
-from ncmonitor.provenance import RUN_FILE
+from ncmonitor.provenance import CONFIG_FILE, RUN_FILE
 from ncmonitor.watch.table import HistoryTail
 
 _RUNS: Final = Path("runs")
-_CONFIG: Final = "config.yaml"
 #: A run that was silent for so many times its usual pace, and for a minute, may have stopped.
 _SILENT: Final = 5
 
@@ -38,7 +38,7 @@ def find_run(path: Path | None) -> Path:
                 "(ncmonitor watch RUN_DIR), or start a run with ncmonitor fit digits"
             )
         return found[0]
-    if any((path / name).is_file() for name in (HISTORY_FILE, RUN_FILE, _CONFIG)):
+    if any((path / name).is_file() for name in (HISTORY_FILE, RUN_FILE, CONFIG_FILE)):
         return path
     expected = f"expected a run folder with a {HISTORY_FILE}"
     if path.is_file():
@@ -184,25 +184,3 @@ def leet_line(folder: Path) -> str | None:
         return None
     latest = folder / "wandb" / "latest-run"  # a link that W&B keeps; shorter to type
     return f"wandb leet {shlex.quote(shown(latest if latest.exists() else runs[-1]))}"
-
-
-def shown(path: Path) -> str:
-    """Return a path as short as possible: relative below the working directory."""
-    full, here = path.absolute(), Path.cwd()
-    return str(full.relative_to(here) if full.is_relative_to(here) else full)
-
-
-def duration(seconds: float) -> str:
-    """Write a span of time with its two leading units."""
-    if not math.isfinite(seconds):
-        return "?"
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    if whole < 3600:
-        return f"{whole // 60} min"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
