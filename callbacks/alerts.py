@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 
-from ncmonitor._checks import InputError, nearest
+from ncmonitor._checks import InputError
 from ncmonitor.callbacks.listener import Listener, monitor_of
 from ncmonitor.callbacks.rows import Row
 from ncmonitor.callbacks.session import excused
 from ncmonitor.callbacks.sources import is_dry_run
 from ncmonitor.callbacks.wandb_axes import is_wandb
-from ncmonitor.catalogue import CATALOGUE, FIT_NAMES, PHASE_NAMES, quantity_of
+from ncmonitor.catalogue import FIT_NAMES, PHASE_NAMES, hint_of, quantity_of
 
 if TYPE_CHECKING:
     from ncmonitor.callbacks.neural_collapse import NeuralCollapse
@@ -138,7 +138,7 @@ def _full(key: str) -> str:
     if quantity_of(name) is None:
         raise InputError(
             f"thresholds= takes names of metrics, as 'nc1' or 'val/nc1', but got {key!r}"
-            f"{nearest(name, CATALOGUE) or '; `ncmonitor metrics` lists them'}"
+            f"{hint_of(name)}"
         )
     return f"{split}/{name}"
 

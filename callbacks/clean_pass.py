@@ -121,10 +121,8 @@ class CleanPass:
 
     def __iter__(self) -> Iterator[list[tuple[Tensor, ...]]]:
         """Run the network over the loader."""
-        _seed()
-        for number, batch in enumerate(self.loader):
-            inputs, labels = self.batch_to_xy(self._transfer(batch))
-            tapped = self._run(inputs)
+        for number, (inputs, labels) in enumerate(self.batches()):
+            tapped = self.run(inputs)
             if number == 0:  # in the words of somebody who knows what loaders give
                 check_labels_usable(labels, tapped.features, tapped.logits.shape[-1])
             labels = as_tensor(labels).to(tapped.features.device)
@@ -132,13 +130,20 @@ class CleanPass:
             yield [(tapped.features, labels, tapped.logits), *inner]
             self.advance()
 
+    def batches(self) -> Iterator[tuple[Any, Any]]:
+        """Iterate over inputs and labels, as the network gets them."""
+        _seed()
+        for batch in self.loader:
+            yield self.batch_to_xy(self._transfer(batch))
+
     def _transfer(self, batch: Any) -> Any:
         """Do the three steps that Lightning's own loops do before a step."""
         batch = self.precision.convert(batch)
         batch = self.module._on_before_batch_transfer(batch, dataloader_idx=0)
         return self.trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
-    def _run(self, inputs: Any) -> Tapped:
+    def run(self, inputs: Any) -> Tapped:
+        """Run the network on a batch of inputs."""
         with self.precision.forward():
             return self.tap.take(self.forward(self.module, inputs))
 

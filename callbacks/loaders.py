@@ -46,6 +46,8 @@ def clean_loader(
     rank: int = 0,
     ranks: int = 1,
     batch_size: int | None = None,
+    samples: int | None = None,
+    seed: int = 0,
 ) -> Any:
     """Return a loader of the same data without shuffling or dropped samples, each sample once.
 
@@ -69,6 +71,9 @@ def clean_loader(
         ranks: Number of processes that share the data.
         batch_size: Samples per batch instead of the loader's own; ignored where the data set
             itself makes the batches (``batch_size=None`` without a batch sampler).
+        samples: So many of a data set's samples, the same ones each time, in their order;
+            ``None``: all. Of streams and lists of batches the reader takes the first.
+        seed: Of that choice.
 
     Raises:
         InputError: If the data set has no length and no sampler lists its keys.
@@ -83,7 +88,7 @@ def clean_loader(
     if isinstance(loader, DataLoader):
         keys, size = sample_keys(loader), _samples_per_batch(loader)
         keys = keys[: int(batches) * size * ranks] if limited and batches < math.inf else keys
-        part = _part(keys, rank, ranks)
+        part = _part(_some(keys, samples, seed), rank, ranks)
         if loader.batch_sampler is None:
             fetched = fetches_lists(loader)
             order = BatchSampler(part, batch_size or size, drop_last=False) if fetched else part
@@ -180,6 +185,15 @@ def _rebuilt(loader: DataLoader[Any], **order: Any) -> DataLoader[Any]:
     # (two looks must give one order) and the generator (iterating would move it on).
     kept = {name: getattr(loader, name) for name in _SETTINGS}
     return DataLoader(loader.dataset, **kept, **order)
+
+
+def _some(keys: Sequence[Any], samples: int | None, seed: int) -> Sequence[Any]:
+    """Return so many keys at random, in their order; the global generators are not touched."""
+    if samples is None or samples >= len(keys):
+        return keys
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(keys), generator=generator)[:samples].sort().values
+    return [keys[index] for index in chosen.tolist()]
 
 
 def _part(data: Sequence[Any], rank: int, ranks: int) -> Sequence[Any]:

@@ -18,7 +18,7 @@ _SAVING: Final = ("_save_on_train_epoch_end", "save_on_train_epoch_end")
 _LAST: Final = ("EarlyStopping", "Checkpoint")
 
 
-def monitors_of(trainer: pl.Trainer, prefix: str) -> list[str]:
+def monitors_of(trainer: pl.Trainer, prefix: str, *, symmetry: bool = False) -> list[str]:
     """Return our keys that something in the trainer monitors, each once.
 
     Monitors are strict: there must be a value at the end of the first epoch of a process. On an
@@ -27,12 +27,20 @@ def monitors_of(trainer: pl.Trainer, prefix: str) -> list[str]:
     Args:
         trainer: With its callbacks; schedulers are known from ``on_train_start`` on.
         prefix: First part of our log keys.
+        symmetry: Whether we are ``SymmetryMonitor``; else ``NeuralCollapse``.
     """
-    callbacks = [callback.monitor for callback in _callbacks(trainer, prefix)]
-    return [*dict.fromkeys([*callbacks, *(each.monitor for each in _schedulers(trainer, prefix))])]
+    ours = _Ours(trainer, prefix, symmetry)
+    callbacks = [callback.monitor for callback in _callbacks(trainer, ours)]
+    return [*dict.fromkeys([*callbacks, *(each.monitor for each in _schedulers(trainer, ours))])]
 
 
-def check_monitors(trainer: pl.Trainer, prefix: str, keys: Collection[str] | None = None) -> None:
+def check_monitors(
+    trainer: pl.Trainer,
+    prefix: str,
+    keys: Collection[str] | None = None,
+    *,
+    symmetry: bool = False,
+) -> None:
     """Refuse monitors that would look before there is a value, or for one that never comes.
 
     Values come at the end of the training epoch, after its validation. A monitor that looks within
@@ -43,11 +51,13 @@ def check_monitors(trainer: pl.Trainer, prefix: str, keys: Collection[str] | Non
         prefix: First part of our log keys.
         keys: Every key that is logged at each measured epoch of this run. Given once training
             starts, where the schedulers are known, too; ``None`` before.
+        symmetry: Whether we are ``SymmetryMonitor``; else ``NeuralCollapse``.
 
     Raises:
         InputError: With what to set.
     """
-    for callback in _callbacks(trainer, prefix):
+    ours = _Ours(trainer, prefix, symmetry)
+    for callback in _callbacks(trainer, ours):
         name = f"{type(callback).__name__}(monitor={callback.monitor!r})"
         _check_type(trainer, callback, name)
         _check_time(trainer, callback, name)
@@ -55,7 +65,7 @@ def check_monitors(trainer: pl.Trainer, prefix: str, keys: Collection[str] | Non
             _check_key(name, callback.monitor, prefix, keys)
     if keys is None:
         return
-    for scheduler in _schedulers(trainer, prefix):
+    for scheduler in _schedulers(trainer, ours):
         name = f"{type(scheduler.scheduler).__name__} (monitor {scheduler.monitor!r})"
         if scheduler.interval != "epoch":
             raise InputError(
@@ -65,17 +75,32 @@ def check_monitors(trainer: pl.Trainer, prefix: str, keys: Collection[str] | Non
         _check_key(name, scheduler.monitor, prefix, keys)
 
 
-def _callbacks(trainer: Any, prefix: str) -> Iterator[Any]:
+class _Ours:
+    """Which keys are those of the callback that asks."""
+
+    def __init__(self, trainer: Any, prefix: str, symmetry: bool) -> None:
+        self._prefix, self._symmetry = prefix, symmetry
+        classes = (cls.__name__ for c in trainer.callbacks for cls in type(c).__mro__)
+        # Without one, NeuralCollapse refuses its keys too.
+        self._shared = "SymmetryMonitor" in classes
+
+    def __contains__(self, key: object) -> bool:
+        if not isinstance(key, str) or not key.startswith(f"{self._prefix}/"):
+            return False
+        theirs = "/symmetry/" in key or key.startswith(f"{self._prefix}/parameters/")
+        return theirs if self._symmetry else not (theirs and self._shared)
+
+
+def _callbacks(trainer: Any, ours: _Ours) -> Iterator[Any]:
     for callback in trainer.callbacks:
-        monitor = getattr(callback, "monitor", None)
-        if isinstance(monitor, str) and monitor.startswith(f"{prefix}/"):
+        if getattr(callback, "monitor", None) in ours:
             yield callback
 
 
-def _schedulers(trainer: Any, prefix: str) -> Iterator[Any]:
+def _schedulers(trainer: Any, ours: _Ours) -> Iterator[Any]:
     """Return the plateau schedulers that Lightning steps with a value of ours; none by hand."""
     for config in trainer.lr_scheduler_configs:
-        if config.reduce_on_plateau and str(config.monitor).startswith(f"{prefix}/"):
+        if config.reduce_on_plateau and config.monitor in ours:
             yield config
 
 

@@ -23,6 +23,7 @@ from ncmonitor.callbacks._base import Base
 from ncmonitor.callbacks.averaging import Weights, check_weights
 from ncmonitor.callbacks.batches import BatchToXY, Forward
 from ncmonitor.callbacks.ledger import Ledger
+from ncmonitor.callbacks.logged import log_in_epoch, log_outside
 from ncmonitor.callbacks.measurement import Measurement
 from ncmonitor.callbacks.monitors import check_monitors, monitors_of
 from ncmonitor.callbacks.opening import (
@@ -326,7 +327,7 @@ class NeuralCollapse(Base):
             rows += self._session.measure(epoch, pl_module.print if self.verbose else None)
         values = log_values(rows, self.prefix)
         if rows and not trainer.barebones:
-            _log_dict(pl_module, values)
+            log_in_epoch(pl_module, values)
         self._settle(trainer, values)
         if due:
             self._tell(trainer, pl_module, epoch)
@@ -388,7 +389,7 @@ class NeuralCollapse(Base):
                 stacklevel=2,
             )
             return
-        _log_dict(pl_module, log_values(rows, self.prefix))
+        log_in_epoch(pl_module, log_values(rows, self.prefix))
 
     def state_dict(self) -> dict[str, Any]:
         """Return history and clocks as plain values, which load with ``weights_only=True``."""
@@ -453,9 +454,7 @@ class NeuralCollapse(Base):
         assert self._session is not None
         say = print if self.verbose and trainer.is_global_zero else None
         values = log_values(self._session.measure(epoch, say), self.prefix)
-        for logger in trainer.loggers:
-            with excused(f"epoch {epoch} is missing from {type(logger).__name__}"):
-                logger.log_metrics(values, step=trainer.global_step)
+        log_outside(trainer, values, epoch)
         self._tell(trainer, module, epoch)
 
     def _tell(self, trainer: pl.Trainer, module: pl.LightningModule, epoch: int) -> None:
@@ -487,10 +486,3 @@ class NeuralCollapse(Base):
                     f"two NeuralCollapse callbacks write to run_dir={str(self._given_dir)!r}: give "
                     "each its own, or leave run_dir out"
                 )
-
-
-def _log_dict(module: pl.LightningModule, values: dict[str, float]) -> None:
-    # As float64 tensors: Lightning would round a float to float32. MPS has no float64.
-    dtype = torch.float32 if module.device.type == "mps" else torch.float64
-    tensors = {key: torch.tensor(value, dtype=dtype) for key, value in values.items()}
-    module.log_dict(tensors, on_step=False, on_epoch=True, batch_size=1)

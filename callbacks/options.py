@@ -22,7 +22,11 @@ SPLITS = ("train", "val")
 
 @dataclass(frozen=True)
 class Options:
-    """Parameters of ``NeuralCollapse`` by the same names.
+    """Parameters of ``NeuralCollapse`` and ``SymmetryMonitor`` by the same names.
+
+    Attributes:
+        samples: Measure so many samples of a split, the same ones each time; ``None``: all.
+        samples_seed: Of that choice.
 
     Raises:
         InputError: If one of them cannot be.
@@ -43,6 +47,8 @@ class Options:
     on_error: str = "warn"
     settings: Settings = field(default_factory=Settings)
     null_seed: int | None = None
+    samples: int | None = None
+    samples_seed: int = 0
 
     def __post_init__(self) -> None:
         """Check what can be checked without a trainer."""
@@ -59,6 +65,10 @@ class Options:
         check_whole("bank_bytes", self.bank_bytes)
         if self.null_seed is not None:
             check_whole("null_seed", self.null_seed)
+        if self.samples is not None:
+            check_whole("samples", self.samples)
+            if self.samples < 2:
+                raise InputError(f"samples= must be at least 2, but is {self.samples}")
 
 
 def layers_of(layers: str | torch.nn.Module | Sequence[Any]) -> str | tuple[Any, ...]:

@@ -6,17 +6,17 @@ import contextlib
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import pytorch_lightning as pl
 
 from ncmonitor._checks import InputError
 from ncmonitor._snapshot_file import begin_snapshots
 from ncmonitor.history import (
-    COLUMNS,
     HISTORY_FILE,
     Row,
     append_history,
@@ -30,13 +30,20 @@ from ncmonitor.provenance import describe_environment, read_run, write_run
 FOUND: Final = ("class_sizes", "floors", "floors_from")
 
 
+#: Of trainers that fit: the optimizer steps made when the folder was asked for, and the folder.
+_FOLDERS: Final[WeakKeyDictionary[pl.Trainer, tuple[int, Path]]] = WeakKeyDictionary()
+
+
 def default_run_dir(trainer: pl.Trainer, prefix: str = "nc") -> Path:
     """Return the run's folder: where Lightning puts the run's checkpoints, one level up.
 
-    Without a logger every run would share ``default_root_dir``, so the time is added. A second
-    monitor, under another prefix, has a folder of its own inside.
+    Without a logger every run would share ``default_root_dir``, so the time is added: that of the
+    first callback to ask at this step. A second monitor, under another prefix, has a folder of its
+    own inside.
     """
-    folder = _folder_of(trainer)
+    known = _FOLDERS.get(trainer)
+    folder = known[1] if known and known[0] == trainer.global_step else _folder_of(trainer)
+    _FOLDERS[trainer] = (trainer.global_step, folder)
     return folder if prefix == "nc" else folder / prefix
 
 
@@ -62,9 +69,7 @@ class RunLog:
         self.run_dir = run_dir
         self.active = active
         self._facts: dict[str, Any] = {}
-        self._rows: Sequence[Row] = ()
-        self._columns: Sequence[str] = COLUMNS
-        self._behind = False
+        self._table = TableLog(run_dir, HISTORY_FILE)
         self._started = time.perf_counter()
 
     def start(
@@ -87,8 +92,7 @@ class RunLog:
         """
         if not self.active:
             return
-        self._rows = rows
-        self._columns = columns_of([*rows, dict.fromkeys(metrics, 0.0)])
+        columns = columns_of([*rows, dict.fromkeys(metrics, 0.0)])
         seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning's seed_everything leaves it
         self._facts = {
             **describe_environment(),
@@ -98,16 +102,12 @@ class RunLog:
             "measurement": dict(measurement),
         }
         self._facts |= _earlier(self.run_dir, self._facts) if rows else {}
-        try:
+        with writable():
             aside = keep_previous(self.run_dir, rows)
             begin_snapshots(self.run_dir, {int(row["epoch"]) for row in rows}, aside)
             self._facts["measurement"] |= _found_before(self.run_dir)
-            start_history(self.run_dir, rows, self._columns)
+            self._table.start(rows, columns)
             write_run(self.run_dir, self._facts)
-        except OSError as error:
-            raise InputError(
-                f"the run's folder cannot be written: {error}; pass run_dir= another one"
-            ) from error
 
     def note(self, found: Mapping[str, Any]) -> None:
         """Record what the first measurement has found out about how it measures.
@@ -127,22 +127,8 @@ class RunLog:
         Args:
             rows: The newest of the rows given to :meth:`start`.
         """
-        if not self.active:
-            return
-        try:
-            if self._behind:
-                start_history(self.run_dir, self._rows, self._columns)
-            else:
-                append_history(self.run_dir, rows, self._columns)
-            self._behind = False
-        except OSError as error:
-            self._behind = True
-            warnings.warn(
-                f"{self.run_dir} could not be written, training goes on: {error}. The numbers are "
-                "kept in memory, in checkpoints and by the loggers; the next epoch tries again",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+        if self.active:
+            self._table.append(rows)
 
     def finish(self, monitor_seconds: float) -> None:
         """Record the end of the fit and how long it and the measuring took."""
@@ -155,10 +141,74 @@ class RunLog:
             "monitor_seconds": monitor_seconds,
         }
         self._facts["timing"] = {k: v + before.get(k, 0.0) for k, v in taken.items()}
-        if self._behind:
-            self.append(())
+        self._table.catch_up()
         with contextlib.suppress(OSError):  # said by append; what is lost is when the run ended
             write_run(self.run_dir, self._facts)
+
+
+class TableLog:
+    """Writer of one table of a run, epoch by epoch.
+
+    Args:
+        run_dir: Folder of the run.
+        file: Name of the table.
+    """
+
+    def __init__(self, run_dir: Path, file: str) -> None:
+        self.run_dir, self.file = run_dir, file
+        self._rows: Sequence[Row] = ()
+        self._columns: Sequence[str] = ()
+        self._behind = False
+
+    def start(self, rows: Sequence[Row], columns: Sequence[str]) -> None:
+        """Begin the file with the rows there are.
+
+        Args:
+            rows: The run's, a list that grows.
+            columns: Of the table.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        self._rows, self._columns = rows, columns
+        start_history(self.run_dir, rows, columns, self.file)
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Add the newest rows; a disk that fails costs a warning, and the next time catches up."""
+        try:
+            if self._behind:
+                start_history(self.run_dir, self._rows, self._columns, self.file)
+            else:
+                append_history(self.run_dir, rows, self._columns, self.file)
+            self._behind = False
+        except OSError as error:
+            self._behind = True
+            warnings.warn(
+                f"{self.run_dir} could not be written, training goes on: {error}. The numbers are "
+                "kept in memory, in checkpoints and by the loggers; the next epoch tries again",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def catch_up(self) -> None:
+        """Write what could not be written before."""
+        if self._behind:
+            self.append(())
+
+
+@contextlib.contextmanager
+def writable() -> Iterator[None]:
+    """Say what to do if a folder cannot be written.
+
+    Raises:
+        InputError: Then.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"the run's folder cannot be written: {error}; pass run_dir= another one"
+        ) from error
 
 
 def _earlier(run_dir: Path, now: Mapping[str, Any]) -> dict[str, Any]:

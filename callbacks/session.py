@@ -98,7 +98,7 @@ class Session:
             return None
         last = next(row for row in reversed(self.ledger.rows) if row["split"] == "train")
         rows: list[Row] = []
-        for split, source in test_sources(trainer).items():
+        for split, source in test_sources(trainer, self.options).items():
             rows += self._rows(split, source, int(last["epoch"]))
         return self._keep([row | {"step": last["step"]} for row in rows])  # another trainer has 0
 

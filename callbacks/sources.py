@@ -42,16 +42,17 @@ def fit_sources(trainer: pl.Trainer, options: Options) -> dict[str, Source]:
             "Trainer(limit_train_batches=...)"
         )
     limited = is_dry_run(trainer) or bool(getattr(trainer, "overfit_batches", False))
-    found = {"train": _source(chosen, batches, limited=ours and limited)}
+    some = (options.samples, options.samples_seed)
+    found = {"train": _source(chosen, batches, ours and limited, some)}
     if "val" in options.splits:
-        found |= _numbered("val", trainer.val_dataloaders, trainer.num_val_batches, limited)
+        found |= _numbered("val", trainer.val_dataloaders, trainer.num_val_batches, limited, some)
     return found
 
 
-def test_sources(trainer: pl.Trainer) -> dict[str, Source]:
+def test_sources(trainer: pl.Trainer, options: Options) -> dict[str, Source]:
     """Return the same of the trainer's test loaders."""
-    limited = is_dry_run(trainer)
-    return _numbered("test", trainer.test_dataloaders, trainer.num_test_batches, limited)
+    limited, some = is_dry_run(trainer), (options.samples, options.samples_seed)
+    return _numbered("test", trainer.test_dataloaders, trainer.num_test_batches, limited, some)
 
 
 def is_dry_run(trainer: pl.Trainer) -> bool:
@@ -67,17 +68,23 @@ def length_of(loader: Any) -> int | None:
         return None
 
 
-def _numbered(split: str, found: Any, counts: Any, limited: bool) -> dict[str, Source]:
+def _numbered(
+    split: str,
+    found: Any,
+    counts: Any,
+    limited: bool,
+    some: tuple[int | None, int],
+) -> dict[str, Source]:
     several = loaders.several(found)
     counts = counts or [math.inf] * len(several)
     counts = counts if isinstance(counts, list) else [counts]
     return {
-        split if len(several) == 1 else f"{split}{index}": _source(loader, count, limited=limited)
+        split if len(several) == 1 else f"{split}{index}": _source(loader, count, limited, some)
         for index, (loader, count) in enumerate(zip(several, counts, strict=False))
     }
 
 
-def _source(loader: Any, batches: float, *, limited: bool) -> Source:
+def _source(loader: Any, batches: float, limited: bool, some: tuple[int | None, int]) -> Source:
     def make(batch_size: int | None, ranks: Alone) -> Any:
         return loaders.clean_loader(
             loader,
@@ -86,6 +93,8 @@ def _source(loader: Any, batches: float, *, limited: bool) -> Source:
             rank=ranks.rank,
             ranks=ranks.size,
             batch_size=batch_size,
+            samples=some[0],
+            seed=some[1],
         )
 
     return make

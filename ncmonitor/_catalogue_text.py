@@ -6,7 +6,7 @@ import textwrap
 from typing import Final
 
 from ncmonitor._checks import InputError, nearest
-from ncmonitor.catalogue import CATALOGUE, Quantity
+from ncmonitor.catalogue import CATALOGUE, MONITORED, Quantity
 
 _WIDTH: Final = 100
 _NEEDS: Final = {
@@ -14,17 +14,21 @@ _NEEDS: Final = {
     "classifier": "features, labels and the classifier's weights",
     "decisions": "features, labels and logits (given, or from the classifier's weights)",
     "targets": "features and real-valued targets: ncmonitor.measure_regression",
+    "input_symmetry": "inputs that a group acts on, and the network",
+    "parameter_symmetry": "the weights through training",
 }
+_MONITOR: Final = "ncmonitor.callbacks.SymmetryMonitor"
 
 
 def overview() -> str:
     """Return every quantity by group: name, whether it is a default, definition."""
     groups = dict.fromkeys(quantity.group for quantity in CATALOGUE.values())
-    parts = [_table(group) for group in groups]
     return "\n\n".join(
         [
             "* measured by default; others by name or group: metrics=['imbalance', 'vci'] or 'all'",
-            *parts,
+            *(_table(group) for group in groups if group not in MONITORED),
+            f"measured by {_MONITOR}(groups), into symmetry.csv:",
+            *map(_table, MONITORED),
             "ncmonitor metrics NAME explains one.",
         ]
     )
@@ -65,17 +69,20 @@ def explain(name: str) -> str:
 def _explained(quantity: Quantity) -> str:
     collapse = "not fixed" if quantity.collapse is None else f"{quantity.collapse:g}"
     always = quantity.default or quantity.group in ("fit", "phase")
+    asked = "always" if always else f'with metrics=["{quantity.name}"]'
+    monitored = quantity.group in MONITORED
     rows = {
         "definition": quantity.definition,
-        "at collapse": collapse,
+        "at collapse": "" if monitored and quantity.collapse is None else collapse,
+        "if symmetric": "" if quantity.symmetric is None else f"{quantity.symmetric:g}",
         "no structure": quantity.null,
         "undefined": f"(nan) {quantity.undefined}" if quantity.undefined else "",
         "cost": quantity.cost,
-        "needs": _NEEDS[quantity.needs],
+        "needs": _NEEDS[quantity.group if monitored else quantity.needs],
         "value": "one number per class" if quantity.vector else "one number",
         "weighting": "as convention= says" if quantity.conventions else "",
         "group": quantity.group,
-        "measured": "always" if always else f'with metrics=["{quantity.name}"]',
+        "measured": f"by {_MONITOR}" if monitored else asked,
         "label": quantity.label,
         "source": quantity.source,
     }

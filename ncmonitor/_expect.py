@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from ncmonitor._checks import InputError, nearest
+from ncmonitor._checks import InputError
 from ncmonitor._verdict import number
-from ncmonitor.catalogue import CATALOGUE, Quantity, quantity_of
+from ncmonitor.catalogue import Quantity, hint_of, quantity_of
 from ncmonitor.provenance import CONFIG_FILE
 
 
@@ -161,8 +161,7 @@ def _address(key: str) -> tuple[str, str]:
         name = "/".join(parts[cut:])
         if quantity_of(name) is not None:
             return "/".join(parts[:cut]) or "train", name
-    hint = nearest(parts[-1], CATALOGUE) or "; `ncmonitor metrics` lists them"
-    raise InputError(f"expect.{key}: there is no metric {parts[-1]!r}{hint}")
+    raise InputError(f"expect.{key}: there is no metric {parts[-1]!r}{hint_of(parts[-1])}")
 
 
 def is_number(value: object) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ncmonitor.catalogue import CATALOGUE, quantity_of
+from ncmonitor.catalogue import CATALOGUE
 from ncmonitor.history import Row
 from ncmonitor.keys import keys_of
 
@@ -62,8 +62,8 @@ def summary_of(rows: Iterable[Row], prefix: str) -> dict[str, dict[str, float]]:
 
 
 def _falls(name: str) -> bool:
-    quantity = quantity_of(name)
-    return quantity is not None and (quantity.collapse == 0 or quantity.group == "fit")
+    quantity = CATALOGUE.get(name.partition("/")[0])
+    return quantity is not None and (quantity.falls or quantity.group == "fit")
 
 
 def fill_config(run: Any, facts: Mapping[str, Any]) -> None:

@@ -22,6 +22,8 @@ MetricChoice = str | Sequence[str]
 _COUNTED: Final = frozenset({"nc4", "diagnostics", "fit", "phase"})
 #: Shares of samples reach exactly 0, and should be seen to.
 _SHARES: Final = frozenset({"error", "nc4_disagreement"})
+#: Differences, which have either sign.
+_SIGNED: Final = frozenset({"acc_drop", "layer_balance"})
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Quantity:
         meaning: One sentence for a reader of the log.
         source: Where it was defined.
         collapse: Value at full collapse, or ``None`` where collapse does not fix one.
+        symmetric: Value where the symmetry holds: of an invariant network (an equivariant one, for
+            the maps), of parameters that obey the law; ``None`` where it fixes none.
         null: Value or expectation for features without class structure.
         undefined: When it is ``nan``.
         cost: Leading cost beyond what every measurement does.
@@ -53,6 +57,7 @@ class Quantity:
     meaning: str
     source: str
     collapse: float | None = None
+    symmetric: float | None = None
     null: str = ""
     undefined: str = ""
     cost: str = ""
@@ -67,8 +72,13 @@ class Quantity:
         """The axis it is drawn on; ``"share"`` is logarithmic down to the smallest share seen."""
         if self.name in _SHARES:
             return "share"
-        falls = self.collapse == 0 and self.group not in _COUNTED
+        falls = self.falls and self.group not in _COUNTED
         return "log" if falls or self.name == "cross_entropy" else "linear"
+
+    @property
+    def falls(self) -> bool:
+        """Whether it comes down to 0, from above, where classes collapse or the symmetry holds."""
+        return 0 in (self.collapse, self.symmetric) and self.name not in _SIGNED
 
 
 def _read() -> dict[str, Quantity]:
@@ -83,8 +93,12 @@ CATALOGUE: Final[dict[str, Quantity]] = _read()
 #: logged as ``nc/tpt/<name>``.
 FIT: Final = tuple(q for q in CATALOGUE.values() if q.group == "fit")
 PHASE: Final = tuple(q for q in CATALOGUE.values() if q.group == "phase")
+#: What ``SymmetryMonitor`` measures, of transformed inputs and of the parameters: in symmetry.csv.
+MONITORED: Final = ("input_symmetry", "parameter_symmetry")
+INPUT_SYMMETRY: Final = tuple(q for q in CATALOGUE.values() if q.group == MONITORED[0])
+PARAMETER_SYMMETRY: Final = tuple(q for q in CATALOGUE.values() if q.group == MONITORED[1])
 #: What a :class:`~ncmonitor.report.CollapseReport` can hold.
-METRICS: Final = tuple(q for q in CATALOGUE.values() if q.group not in ("fit", "phase"))
+METRICS: Final = tuple(q for q in CATALOGUE.values() if q.group not in ("fit", "phase", *MONITORED))
 
 #: What it holds by default.
 METRIC_NAMES: Final = tuple(q.name for q in METRICS if q.default)
@@ -121,10 +135,9 @@ def chosen(metrics: MetricChoice = "default") -> tuple[str, ...]:
 def _members(word: object) -> list[str]:
     names = [q.name for q in METRICS if word in (q.group, q.name)]
     if not names or not isinstance(word, str):
-        hint = _hint(word)
         raise InputError(
             f"metrics= takes 'default', 'all', groups ({', '.join(GROUPS)}) and names of metrics, "
-            f"but got {word!r}{hint or '; `ncmonitor metrics` lists them'}"
+            f"but got {word!r}{_hint(word)}"
         )
     if word in GROUPS:
         names = [q.name for q in METRICS if q.group == word]
@@ -137,22 +150,40 @@ def _members(word: object) -> list[str]:
 
 
 def _hint(word: object) -> str:
-    if not isinstance(word, str):
-        return ""
-    if word in (*FIT_NAMES, *PHASE_NAMES, "fit", "phase"):
+    if isinstance(word, str) and word in (*FIT_NAMES, *PHASE_NAMES, "fit", "phase"):
         return "; that is always in a run's history, and error and cross_entropy in a report"
-    return nearest(word, [*GROUPS, *(q.name for q in METRICS)])
+    return hint_of(word, [*GROUPS, *(q.name for q in METRICS)])
+
+
+def hint_of(word: object, known: Iterable[str] | None = None) -> str:
+    """Return what to say of a name that is no column of a history, to be put behind it.
+
+    Args:
+        word: The name.
+        known: What may have been meant; ``None``: every column.
+    """
+    if not isinstance(word, str):
+        return "; `ncmonitor metrics` lists them"
+    if word in MONITORED or (word in CATALOGUE and CATALOGUE[word].group in MONITORED):
+        return (
+            "; that is measured by SymmetryMonitor, into symmetry.csv: add "
+            "ncmonitor.callbacks.SymmetryMonitor(groups) to the trainer's callbacks"
+        )
+    columns = [q.name for q in CATALOGUE.values() if q.group not in MONITORED]
+    return nearest(word, columns if known is None else known) or "; `ncmonitor metrics` lists them"
 
 
 def quantity_of(key: str) -> Quantity | None:
-    """Return the entry of a column or key, ``nc1_per_class/3`` included.
+    """Return the entry of a column of a history, ``nc1_per_class/3`` included.
 
     Args:
-        key: Without prefix and split.
+        key: A log key without prefix and split.
 
     Returns:
         The entry; ``None`` if there is none.
     """
     name, _, index = key.partition("/")
     entry = CATALOGUE.get(name)
-    return entry if entry is None or entry.vector == index.isdecimal() else None
+    if entry is None or entry.group in MONITORED:
+        return None
+    return entry if entry.vector == index.isdecimal() else None

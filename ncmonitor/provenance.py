@@ -58,24 +58,25 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def write_run(run_dir: Path, facts: Mapping[str, Any]) -> None:
+def write_run(run_dir: Path, facts: Mapping[str, Any], file: str = RUN_FILE) -> None:
     """Write ``run.json`` so that a kill leaves the old file or the new one, never half of one."""
-    part = run_dir / f"{RUN_FILE}.part"
+    part = run_dir / f"{file}.part"
     part.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    part.replace(run_dir / RUN_FILE)
+    part.replace(run_dir / file)
 
 
-def read_run(run_dir: str | Path) -> dict[str, Any]:
+def read_run(run_dir: str | Path, file: str = RUN_FILE) -> dict[str, Any]:
     """Read ``run.json``; an absent, damaged or foreign file gives an empty dict.
 
     Args:
         run_dir: Folder of the run.
+        file: Name of the file.
 
     Returns:
         Versions, command, commit, options and facts of the run, by name.
     """
     try:
-        facts = json.loads((Path(run_dir) / RUN_FILE).read_text(encoding="utf-8"))
+        facts = json.loads((Path(run_dir) / file).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return facts if isinstance(facts, dict) else {}

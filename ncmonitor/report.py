@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ncmonitor._checks import InputError, check_whole
-from ncmonitor.catalogue import CATALOGUE, METRICS
+from ncmonitor.catalogue import CATALOGUE, METRICS, MONITORED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -146,6 +146,8 @@ def _reason(name: str) -> str:
     quantity = CATALOGUE[name]
     if quantity.group in ("fit", "phase"):
         return "it belongs to the history of a run"
+    if quantity.group in MONITORED:
+        return "SymmetryMonitor measures it"
     if quantity.needs == "targets":
         return "it is for regression, see ncmonitor.measure_regression"
     if not quantity.default:

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from ncmonitor.callbacks import NeuralCollapse, TerminalPhase
+from ncmonitor.callbacks import NeuralCollapse, SymmetryMonitor, TerminalPhase
+from ncmonitor.symmetry import Action, Group
 from toys import DIM, Toy, TrainOnly, blobs, train_loader, trainer, val_loader
 
 
@@ -107,8 +108,10 @@ class Fits:
                 said = f"{type(error).__name__}: {error}"
         monitor = next((c for c in callbacks if isinstance(c, NeuralCollapse)), None)
         phase = next((c for c in callbacks if isinstance(c, TerminalPhase)), None)
+        symmetry = next((c for c in callbacks if isinstance(c, SymmetryMonitor)), None)
         told = {
             "rows": [] if monitor is None else exact(monitor),
+            "symmetry": [] if symmetry is None else exact(symmetry),
             "losses": network.losses,
             "error": said,
             "epochs": fit.current_epoch,
@@ -124,8 +127,20 @@ class Fits:
     def monitor(self, name: str, **options: Any) -> NeuralCollapse:
         return NeuralCollapse(run_dir=self.folder / name, verbose=False, **options)
 
+    def symmetry(self, name: str) -> SymmetryMonitor:
+        folder = self.folder / name
+        return SymmetryMonitor(
+            signs(), samples=40, schedule="every_epoch", run_dir=folder, verbose=False
+        )
 
-def exact(monitor: NeuralCollapse) -> list[dict[str, Any]]:
+
+def signs() -> Group:
+    """A closed group on the toy's inputs."""
+    table = torch.tensor([[0, 1], [1, 0]])
+    return Group.of("sign", [Action("minus", torch.neg)], kind="vectors", exact=True, table=table)
+
+
+def exact(monitor: NeuralCollapse | SymmetryMonitor) -> list[dict[str, Any]]:
     """Return the history without losing digits, and without times."""
     rows = monitor.history.drop(columns="seconds").to_dict("records")
     return [{str(k): v for k, v in row.items()} for row in rows]
@@ -145,6 +160,8 @@ def everything(fits: Fits) -> None:
     fits.run("few", fits.monitor("few"), module=Plain, loader=few, val=few)
     stream = DataLoader(Own(), batch_size=8)
     fits.run("stream", fits.monitor("stream", splits=("train",)), loader=stream)
+    fits.run("symmetry", fits.symmetry("symmetry"), loader=sorted_loader())
+    fits.run("symmetry_fails", fits.symmetry("symmetry_fails"), module=FailsOnOne)
     stop = EarlyStopping("nc/train/nc1", patience=1, min_delta=10.0)
     keep = ModelCheckpoint(fits.folder / "keep", monitor="nc/val/nc1", filename="best")
     settings: dict[str, Any] = {"enable_checkpointing": True, "max_epochs": 9}

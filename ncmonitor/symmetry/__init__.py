@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ncmonitor.symmetry.lie import LieError as LieError
     from ncmonitor.symmetry.lie import lie_difference as lie_difference
     from ncmonitor.symmetry.lie import lie_jvp as lie_jvp
+    from ncmonitor.symmetry.measure import measure_symmetry as measure_symmetry
     from ncmonitor.symmetry.orbits import OrbitMoments as OrbitMoments
     from ncmonitor.symmetry.orbits import OrbitReport as OrbitReport
     from ncmonitor.symmetry.orbits import OrbitSpread as OrbitSpread
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from ncmonitor.symmetry.sets import cyclic as cyclic
     from ncmonitor.symmetry.sets import node_permutations as node_permutations
     from ncmonitor.symmetry.sets import permutations as permutations
+    from ncmonitor.symmetry.table import read_symmetry as read_symmetry
 
 _NAMES = {
     "checks": ("check_group", "composition_table"),
@@ -78,8 +80,10 @@ _NAMES = {
     "equivariance": ("Equivariance", "fit_equivariance", "group_law"),
     "invariance": ("FeatureInvariance", "PredictionInvariance", "inv_error"),
     "lie": ("LieError", "lie_difference", "lie_jvp"),
+    "measure": ("measure_symmetry",),
     "orbits": ("OrbitMoments", "OrbitReport", "OrbitSpread", "measure_orbits"),
     "parameters": ("RowMeanLaw", "SgdSettings", "chains", "layer_balance"),
+    "table": ("read_symmetry",),
 }
 _HOME = {name: f"{__name__}.{module}" for module, names in _NAMES.items() for name in names}
 

@@ -95,6 +95,8 @@ class Group:
             it are then no averages over a group.
         excluded: Classes whose label an element changes, by the element's name.
         note: Boundary and interpolation, in words.
+        drawn: Whether the actions besides the identity were drawn at random from a larger group,
+            which orbit numbers are then unbiased estimates for.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Group:
     table: Tensor | None = None
     excluded: Mapping[str, frozenset[int]] = field(default_factory=dict)
     note: str = ""
+    drawn: bool = False
 
     def __post_init__(self) -> None:
         check_name("a group", self.name)
@@ -121,7 +124,7 @@ class Group:
             name: Of the group.
             actions: The transforms.
             kind: What they act on.
-            **fields: ``exact``, ``table``, ``excluded``, ``note``, as the attributes.
+            **fields: ``exact``, ``table``, ``excluded``, ``note``, ``drawn``, as the attributes.
         """
         given = tuple(actions)
         if not any(getattr(action, "name", None) == IDENTITY for action in given):
@@ -151,6 +154,20 @@ class Group:
     def closed(self) -> bool:
         """Whether the composition of any two actions is one of them."""
         return self.table is not None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a run records of the group: plain values."""
+        return {
+            "name": self.name,
+            "elements": list(self.names),
+            "kind": self.kind,
+            "exact": self.exact,
+            "closed": self.closed,
+            "drawn": self.drawn,
+            "excluded": {name: sorted(classes) for name, classes in self.excluded.items()},
+            "note": self.note,
+        }
 
     @property
     def inverses(self) -> Tensor | None:
@@ -232,6 +249,12 @@ class Flow:
     def __call__(self, x: Any, t: float | Tensor) -> Any:
         """Return the batch moved by t."""
         return self.function(x, t)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a run records of the flow: plain values."""
+        kept = ("name", "kind", "unit", "boundary", "interpolation", "step")
+        return {name: getattr(self, name) for name in kept}
 
     def on(self, *parts: int | str) -> Flow:
         """Return the flow on these parts of a tuple, list or dict; the rest passes through."""

@@ -59,7 +59,7 @@ def orthogonal(count: int = 8, *, dim: int = 3, seed: int = 0, reflections: bool
     for index, matrix in enumerate(matrices, 1):
         word = "rotation" if torch.linalg.det(matrix) > 0 else "reflection"
         actions.append(Action(f"{word}{index}", partial(_move, matrix=matrix, offset=None)))
-    return Group.of(f"{'' if reflections else 'S'}O{dim}", actions, kind="points")
+    return Group.of(f"{'' if reflections else 'S'}O{dim}", actions, kind="points", drawn=True)
 
 
 def euclidean(
@@ -85,7 +85,7 @@ def euclidean(
         Action(f"isometry{i}", partial(_move, matrix=matrix, offset=offset))
         for i, (matrix, offset) in enumerate(zip(matrices, offsets, strict=True), 1)
     ]
-    return Group.of(f"{'' if reflections else 'S'}E{dim}", actions, kind="points")
+    return Group.of(f"{'' if reflections else 'S'}E{dim}", actions, kind="points", drawn=True)
 
 
 def translations(count: int = 8, *, dim: int = 3, seed: int = 0, reach: float = 1.0) -> Group:
@@ -101,7 +101,7 @@ def translations(count: int = 8, *, dim: int = 3, seed: int = 0, reach: float = 
         Action(f"translation{i}", partial(_move, matrix=None, offset=offset))
         for i, offset in enumerate(_offsets(count, dim, seed, reach), 1)
     ]
-    return Group.of("translations", actions, kind="points")
+    return Group.of("translations", actions, kind="points", drawn=True)
 
 
 def point_rotation_flow(axis: Sequence[float] = (0.0, 0.0, 1.0)) -> Flow:

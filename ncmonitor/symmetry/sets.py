@@ -32,7 +32,8 @@ def permutations(n: int, *, count: int | None = None, seed: int = 0) -> Group:
     orders = _orders(n, count, seed)
     table = None if count is not None else table_of(orders, _compose)
     actions = [Action(_name(i, p), partial(_permute, order=p)) for i, p in enumerate(orders)]
-    return Group.of("permutations", actions[1:], kind="sets", exact=True, table=table)
+    fields: dict[str, Any] = {"exact": True, "table": table, "drawn": count is not None}
+    return Group.of("permutations", actions[1:], kind="sets", **fields)
 
 
 def node_permutations(
@@ -69,7 +70,8 @@ def node_permutations(
             along = Action(action.name, partial(_permute, order=order)).on(*lines)
             action = Action(action.name, partial(_one_after_other, along, action))
         actions.append(action)
-    return Group.of("node_permutations", actions[1:], kind="graphs", exact=True, table=table)
+    fields: dict[str, Any] = {"exact": True, "table": table, "drawn": count is not None}
+    return Group.of("node_permutations", actions[1:], kind="graphs", **fields)
 
 
 def cyclic(n: int, step: int = 1) -> Group:

@@ -14,11 +14,13 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from ddp_worker import signs, sorted_loader
 from ncmonitor import CollapseReport, InputError, measure_collapse
-from ncmonitor.callbacks import NeuralCollapse
+from ncmonitor.callbacks import NeuralCollapse, SymmetryMonitor
 from ncmonitor.catalogue import CATALOGUE
 from ncmonitor.history import read_history
-from toys import Toy, TrainOnly, blobs, train_loader, trainer, val_blobs
+from ncmonitor.symmetry.table import read_symmetry
+from toys import Toy, TrainOnly, blobs, train_loader, trainer, val_blobs, val_loader
 
 WORKER = Path(__file__).parent.parent / "ddp_worker.py"
 ROOT = WORKER.parent.parent
@@ -163,6 +165,36 @@ def test_online_moments_are_those_of_all_ranks(folder: Path) -> None:
     assert (rows["min_class_count"] <= padded / 3).all()
     assert rows["nc1_quotient"].notna().all()
     assert rows["nc1"].isna().all()
+
+
+def test_symmetry_is_that_of_one_process_on_the_same_subset(folder: Path) -> None:
+    ranks = told(folder, "symmetry")
+    assert {each["error"] for each in ranks} == {""}
+    assert len({json.dumps(each["symmetry"]) for each in ranks}) == 1
+    rows = pd.DataFrame(ranks[0]["symmetry"]).query("epoch == 3")
+    module = Toy()
+    module.load_state_dict(torch.load(folder / "symmetry.0.pt", weights_only=True))
+    alone = SymmetryMonitor(signs(), samples=40, schedule=[0], verbose=False, parameters=False)
+    pl.seed_everything(3, verbose=False)
+    fit = trainer(alone, max_epochs=1, default_root_dir=folder / "alone")
+    fit.fit(module, sorted_loader(), val_loader())
+    begun = alone.history.query("epoch == 0")
+    keys = ["split", "group", "element"]
+    names = ["inv_error", "inv_error_logits", "acc", "acc_orbit_worst", "orbit_quot", "nc1_aug"]
+    of_ranks = rows.query("group != 'parameters'").set_index(keys)[names].astype(float)
+    of_one = begun.set_index(keys)[names]
+    pd.testing.assert_frame_equal(of_ranks, of_one, rtol=1e-6)
+    law = rows.query("group == 'parameters' and element == ''")["w_mean_law_ratio"]
+    assert law.tolist() == pytest.approx([1], abs=1e-4)
+    on_disk = read_symmetry(folder / "symmetry")
+    assert on_disk["epoch"].unique().tolist() == [0, 1, 2, 3]
+
+
+def test_symmetry_that_fails_on_one_rank_is_nan_on_all(folder: Path) -> None:
+    ranks = told(folder, "symmetry_fails")
+    assert len({json.dumps(each["symmetry"]) for each in ranks}) == 1
+    plain = pd.DataFrame(ranks[0]["symmetry"]).query("group == 'plain' and split == 'train'")
+    assert plain["nc1"].isna().tolist() == [False, False, True, False]
 
 
 def test_streams_are_read_as_every_rank_gives_them_and_said_so(folder: Path) -> None:

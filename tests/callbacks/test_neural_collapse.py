@@ -343,12 +343,12 @@ def test_a_disk_that_fails_for_an_epoch_costs_a_warning_and_no_row(
 ) -> None:
     written = history.append_history
 
-    def full(run_dir: Path, rows: Any, columns: Any) -> None:
+    def full(run_dir: Path, rows: Any, columns: Any, name: str) -> None:
         if rows[0]["epoch"] == 2:
-            with (run_dir / "history.csv").open("a") as file:
+            with (run_dir / name).open("a") as file:
                 file.write("2,6,train,0.1")  # as far as it went
             raise OSError("No space left on device")
-        written(run_dir, rows, columns)
+        written(run_dir, rows, columns, name)
 
     monkeypatch.setattr(run_log, "append_history", full)
     with pytest.warns(RuntimeWarning, match="training goes on: No space left"):

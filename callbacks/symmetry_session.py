@@ -1,0 +1,213 @@
+"""One fit whose symmetries are watched: what is measured when asked, kept and written."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pytorch_lightning as pl
+
+from ncmonitor import __version__
+from ncmonitor._checks import InputError, MeasurementError, said_once
+from ncmonitor.callbacks.parameter_watch import ParameterWatch
+from ncmonitor.callbacks.progress import Overhead
+from ncmonitor.callbacks.run_log import TableLog, writable
+from ncmonitor.callbacks.sources import Source, test_sources
+from ncmonitor.callbacks.symmetry_measurement import Found, SymmetryMeasurement
+from ncmonitor.history import Row, keep_previous
+from ncmonitor.provenance import write_run
+from ncmonitor.symmetry.rows import COLUMNS, FACTS_FILE, NUMBERS, PARAMETERS, PLAIN
+from ncmonitor.symmetry.table import SYMMETRY_FILE
+
+_Cell = float | int | str
+
+
+class SymmetrySession:
+    """Measures a trainer's splits under groups, and keeps and writes what comes out.
+
+    Every rank takes every step; rank zero's rows are everybody's.
+
+    Args:
+        measurement: Of the trainer and module of this fit, probed.
+        splits: Those to measure.
+        rows: Kept; grows.
+        watch: Of the parameters; ``None``: they are not watched.
+        folder: Of the run; ``None``: nothing is written.
+    """
+
+    def __init__(
+        self,
+        measurement: SymmetryMeasurement,
+        splits: Sequence[str],
+        rows: list[dict[str, _Cell]],
+        watch: ParameterWatch | None,
+        folder: Path | None,
+    ) -> None:
+        self.measurement, self.splits, self.rows = measurement, splits, rows
+        self.watch = watch
+        self._log = None if folder is None else TableLog(folder, SYMMETRY_FILE)
+        self._said: set[str] = set()
+        self._failures: set[tuple[str, str]] = set()
+        self._started = time.perf_counter()
+        self._seconds = 0.0
+        with measurement.ranks.together():  # only rank zero finds out that it cannot write
+            self._open(folder)
+
+    @property
+    def overhead(self) -> Overhead:
+        """What measuring has cost since the fit began."""
+        return Overhead(self._seconds, self._seconds / (time.perf_counter() - self._started))
+
+    def measure(self, epoch: int) -> list[dict[str, _Cell]]:
+        """Measure every split after ``epoch`` completed epochs and return the rows."""
+        rows: list[dict[str, _Cell]] = []
+        for split, source in self._sources(epoch).items():
+            if split.rstrip("0123456789") in self.splits:
+                rows += self._rows(split, source, epoch)
+        if self.watch is not None:
+            rows += self._own(epoch, "train", [("", PARAMETERS, self.watch.read())])
+        return self._keep(rows)
+
+    def measure_test(
+        self, trainer: pl.Trainer, module: pl.LightningModule
+    ) -> list[dict[str, _Cell]]:
+        """Measure the test set at the present weights, as of the last measured epoch."""
+        self.measurement.move(trainer, module)
+        last = self.rows[-1] if self.rows else {"epoch": 0, "step": 0}
+        rows: list[dict[str, _Cell]] = []
+        for split, source in test_sources(trainer, self.measurement.options).items():
+            rows += self._rows(split, source, int(last["epoch"]))
+        return self._keep([row | {"step": last["step"]} for row in rows])  # another trainer has 0
+
+    def finish(self) -> None:
+        """Write what could not be written before."""
+        if self._log is not None:
+            self._log.catch_up()
+
+    # -- the work ----------------------------------------------------------------------------------
+
+    def _open(self, folder: Path | None) -> None:
+        if folder is None or self._log is None:
+            return
+        with writable():
+            folder.mkdir(parents=True, exist_ok=True)
+            keep_previous(folder, self.rows, SYMMETRY_FILE)
+            self._log.start(self.rows, COLUMNS)
+            write_run(folder, self.facts, FACTS_FILE)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """How it is measured, for the run's record."""
+        measurement = self.measurement
+        options = measurement.options
+        return {
+            "ncmonitor": __version__,
+            "samples": options.samples,
+            "seed": options.samples_seed,
+            "splits": list(self.splits),
+            "classifier": measurement.name,
+            "layers": list(measurement.layers),
+            "precision": options.precision,
+            "weights": measurement.held,
+            "groups": [group.facts for group in measurement.groups],
+            "flows": [flow.facts for flow in measurement.flows],
+        }
+
+    def _sources(self, epoch: int) -> dict[str, Source | None]:
+        try:
+            with self.measurement.ranks.together():
+                return dict(self.measurement.sources())
+        except Exception as error:
+            self._excuse("train", epoch, error)
+            return {"train": None}
+
+    def _rows(self, split: str, source: Source | None, epoch: int) -> list[dict[str, _Cell]]:
+        started = time.perf_counter()
+        found: Found = []
+        try:
+            if source is not None:
+                with said_once(self._said):
+                    found = self.measurement.measure_groups(source, self.overhead.share)
+        except Exception as error:
+            self._excuse(split, epoch, error)
+        found = found or [("", PLAIN, {"": dict.fromkeys(NUMBERS, math.nan)})]
+        seconds = time.perf_counter() - started
+        self._seconds += seconds
+        rows = self._own(epoch, split, found)
+        rows[0]["seconds"] = seconds
+        return rows
+
+    def _own(self, epoch: int, split: str, found: Found) -> list[dict[str, _Cell]]:
+        about: dict[str, _Cell] = {
+            "epoch": epoch,
+            "step": self.measurement.trainer.global_step,
+            "split": split,
+        }
+        return [
+            {**about, "layer": layer, "group": group, "element": element, **numbers}
+            for layer, group, values in found
+            for element, numbers in values.items()
+        ]
+
+    def _keep(self, rows: list[dict[str, _Cell]]) -> list[dict[str, _Cell]]:
+        agreed: list[dict[str, _Cell]] = self.measurement.ranks.gather(rows)[0]
+        self.rows += agreed
+        if self._log is not None:
+            self._log.append(agreed)
+        return agreed
+
+    def _excuse(self, split: str, epoch: int, error: Exception) -> None:
+        """Turn a failed measurement into a warning, unless it is a mistake known from the start."""
+        wrong_input = isinstance(error, InputError) and not isinstance(error, MeasurementError)
+        if self.measurement.options.on_error == "raise" or (wrong_input and not self.rows):
+            raise error
+        words = f"{type(error).__name__}: {error}"
+        if (split, words) in self._failures or not self.measurement.trainer.is_global_zero:
+            return
+        self._failures.add((split, words))
+        warnings.warn(
+            f"the symmetry of {split} after epoch {epoch} is nan, training goes on: {words}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def lines(rows: Sequence[Row]) -> list[str]:
+    """Return a line for each group, of what one measurement of it comes to."""
+    held_out = next((row["split"] for row in rows if row["split"] != "train"), "train")
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row["element"] or row["layer"] or row["group"] == PARAMETERS:
+            continue
+        for name in _SHOWN:
+            if name in row and row["split"] == ("train" if name in _TRAINED else held_out):
+                found.setdefault(str(row["group"]), {})[name] = float(row[name])
+    plain = found.pop(PLAIN, {})
+    epoch = rows[0]["epoch"] if rows else 0
+    return [
+        f"{epoch:>5} | {group}: {_words(values | plain, str(held_out))}"
+        for group, values in found.items()
+    ]
+
+
+_TRAINED: Final = ("nc1_quotient", "orbit_quot", "lie_error")
+_SHOWN: Final = (*_TRAINED, "acc", "acc_orbit_mean", "acc_orbit_worst")
+
+
+def _words(values: dict[str, float], split: str) -> str:
+    parts = []
+    if "orbit_quot" in values:
+        own = f"{values.get('nc1_quotient', math.nan):.1e}"
+        parts.append(f"scatter of orbits {values['orbit_quot']:.1e}, of classes {own}")
+    if "lie_error" in values:
+        parts.append(f"Lie error {values['lie_error']:.1e}")
+    if "acc_orbit_mean" in values:
+        parts.append(
+            f"{split} accuracy {values.get('acc', math.nan):.1%}, on orbits "
+            f"{values['acc_orbit_mean']:.1%}, all of an orbit {values['acc_orbit_worst']:.1%}"
+        )
+    return "; ".join(parts)

@@ -1,0 +1,263 @@
+"""What a network gives for the same samples under groups and flows, and the numbers of it.
+
+Batch by batch every element of every group acts on the inputs and the network runs on the result:
+one forward pass for each element beside the identity, two for each flow, and one for the inputs as
+they are, which all share. What comes out is kept until the end, on the host: the samples are few.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+
+from ncmonitor._checks import InputError, MeasurementError
+from ncmonitor.conventions import IGNORE_INDEX
+from ncmonitor.measure import measure_collapse
+from ncmonitor.symmetry.equivariance import fit_equivariance
+from ncmonitor.symmetry.groups import IDENTITY, Flow, Group
+from ncmonitor.symmetry.invariance import FeatureInvariance, PredictionInvariance
+from ncmonitor.symmetry.lie import LieError
+from ncmonitor.symmetry.orbits import OrbitReport, measure_orbits
+from ncmonitor.symmetry.rows import PARAMETERS, PLAIN
+from ncmonitor.tap import Tapped
+
+#: Numbers by element, then by name; those of the whole group under ``""``.
+Values = dict[str, dict[str, float]]
+#: A forward pass: from inputs to what it left at the classifier and the inner layers.
+Run = Callable[[Any], Tapped]
+
+_FLOW: Final = ("ahead", "back")
+_LOGITS: Final = None  # in place of a layer's name
+_OF_ORBITS: Final = ("orbit_share", "orbit_quot", "orbit_nc1", "between_nc1", "nc1_aug")
+
+
+class Answers:
+    """Features and logits of the same samples under every element of some groups and flows.
+
+    Args:
+        groups: Whose names differ.
+        flows: Moved by their own step ahead and back.
+        ignore_index: Samples with this label are left out.
+
+    Raises:
+        InputError: If two have one name, or one has a name that stands for something else.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        flows: Sequence[Flow] = (),
+        ignore_index: int = IGNORE_INDEX,
+    ) -> None:
+        self.groups, self.flows, self.ignore_index = tuple(groups), tuple(flows), ignore_index
+        names = [group.name for group in self.groups] + [flow.name for flow in self.flows]
+        for name in names:
+            if names.count(name) > 1 or name in (PLAIN, PARAMETERS):
+                why = "twice" if names.count(name) > 1 else "for something else"
+                raise InputError(
+                    f"the name {name!r} is there {why}: every group and flow needs one of its own, "
+                    "e.g. dataclasses.replace(group, name='shifts2')"
+                )
+        # By group, element and layer: a list of batches.
+        self._kept: dict[tuple[str, str], dict[str | None, list[Tensor]]] = {}
+        self._labels: list[Tensor] = []
+
+    @property
+    def forwards(self) -> int:
+        """Forward passes for one batch."""
+        return 1 + sum(len(group) - 1 for group in self.groups) + 2 * len(self.flows)
+
+    def __len__(self) -> int:
+        """Return the number of samples so far."""
+        return sum(map(len, self._labels))
+
+    def add(self, run: Run, inputs: Any, labels: Tensor, most: int | None = None) -> None:
+        """Run the network on a batch under every element and keep what it gives.
+
+        Args:
+            run: The network.
+            inputs: As the actions take them, and as the network does.
+            labels: ``(B,)`` integers.
+            most: Keep so many of the samples, the first ones.
+
+        Raises:
+            InputError: If there is not one label for each sample, or an element breaks the batch.
+        """
+        kept = (labels.flatten() != self.ignore_index).nonzero()[:most, 0].cpu()
+        for group, element, given in self.transformed(inputs):
+            tapped = run(given)
+            check_answer(tapped, labels, group, element)
+            place = self._kept.setdefault((group, element), {})
+            found = [(_LOGITS, tapped.logits), ("", tapped.features), *tapped.layers.items()]
+            for layer, rows in found:
+                place.setdefault(layer, []).append(rows.cpu()[kept].flatten(1))
+        self._labels.append(labels.cpu()[kept].long())
+
+    def transformed(self, inputs: Any) -> Iterator[tuple[str, str, Any]]:
+        """Yield the group's and the element's name and the inputs under it, one by one."""
+
+        def copy() -> Any:  # the network may write on what it is given
+            return apply_to_collection(inputs, Tensor, Tensor.clone)
+
+        yield PLAIN, "", copy()
+        for group in self.groups:
+            for action in group.actions[1:]:
+                yield group.name, action.name, action(copy())
+        for flow in self.flows:
+            for side, sign in zip(_FLOW, (1, -1), strict=True):
+                yield flow.name, side, flow(copy(), sign * flow.step)
+
+    def joined(self, shares: Sequence[Answers]) -> Answers:
+        """Return the answers of several processes, in their order, as those of one."""
+        whole = Answers(self.groups, self.flows, self.ignore_index)
+        for share in shares:
+            whole._labels += share._labels
+            for place, layers in share._kept.items():
+                for layer, batches in layers.items():
+                    whole._kept.setdefault(place, {}).setdefault(layer, []).extend(batches)
+        return whole
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the groups, whose functions need not be picklable: each process has its own."""
+        return {**vars(self), "groups": (), "flows": ()}
+
+    def values(self, num_classes: int) -> Iterator[tuple[str, str, Values]]:
+        """Compute the numbers, layer by layer.
+
+        Args:
+            num_classes: K.
+
+        Yields:
+            The layer (``""``: the classifier's input), the group's name, its values.
+
+        Raises:
+            MeasurementError: If a feature is not finite.
+        """
+        labels = torch.cat(self._labels) if self._labels else torch.zeros(0, dtype=torch.int64)
+        if not len(labels):
+            raise MeasurementError("there is no labelled sample to transform")
+        plain = {name: torch.cat(batches) for name, batches in self._kept[PLAIN, ""].items()}
+        for layer, features in plain.items():
+            if layer is _LOGITS:
+                continue
+            logits = None if layer else plain[_LOGITS]
+            yield layer, PLAIN, {"": _plain_values(features, logits, labels, num_classes)}
+            for group in self.groups:
+                stack = self._stack(group, layer, features)
+                scores = None if layer else self._stack(group, _LOGITS, plain[_LOGITS])
+                yield layer, group.name, group_values(group, stack, scores, labels, num_classes)
+            for flow in self.flows:
+                yield layer, flow.name, {"": self._flow_values(flow, layer, plain)}
+
+    def _stack(self, group: Group, layer: str | None, plain: Tensor) -> Tensor:
+        moved = [self._kept[group.name, name][layer] for name in group.names[1:]]
+        return torch.stack([plain, *(torch.cat(batches) for batches in moved)])
+
+    def _flow_values(
+        self, flow: Flow, layer: str, plain: dict[str | None, Tensor]
+    ) -> dict[str, float]:
+        asked = {"lie_error": layer} if layer else {"lie_error": layer, "lie_error_logits": _LOGITS}
+        found = {}
+        for name, what in asked.items():
+            ahead, back = (torch.cat(self._kept[flow.name, side][what]) for side in _FLOW)
+            unit = FeatureInvariance(centre=what is _LOGITS).update(plain[what][None])
+            if what is _LOGITS:
+                ahead, back = (x - x.mean(1, keepdim=True) for x in (ahead.double(), back.double()))
+            found[name] = LieError(flow.step).update(ahead, back).value(unit.total_variance)
+        return found
+
+
+def group_values(
+    group: Group, features: Tensor, logits: Tensor | None, labels: Tensor, num_classes: int
+) -> Values:
+    """Return every number of one layer under one group.
+
+    Args:
+        group: Of m elements.
+        features: ``(m, N, d)``, the identity first.
+        logits: ``(m, N, K)``; ``None`` for an inner layer.
+        labels: ``(N,)``.
+        num_classes: K.
+
+    Returns:
+        By element, and for the group under ``""``; names as in the catalogue.
+
+    Raises:
+        MeasurementError: If a feature is not finite.
+    """
+    mask = torch.stack([group.keeps(name, labels) for name in group.names])
+    if not bool(features.isfinite().all()):
+        raise MeasurementError(f"features under {group.name} are not finite")
+    table = group.table
+    equivariance = fit_equivariance(features, mask, table)
+    columns = {"inv_error": FeatureInvariance().update(features, mask).errors}
+    of_group = {}
+    if logits is not None:
+        answers = PredictionInvariance().update(logits, labels, mask)
+        columns |= {
+            "inv_error_logits": answers.logit_errors,
+            "pred_consistency": answers.consistency,
+            "tv": answers.total_variation,
+            "acc": answers.accuracy,
+            "acc_drop": answers.accuracy_drop,
+        }
+        of_group = {"acc_orbit_mean": answers.orbit_mean, "acc_orbit_worst": answers.orbit_worst}
+    columns["equiv_r2"] = equivariance.r2
+    orbits = _orbits(group, features, labels, mask, num_classes)
+    found = {name: _average(column[1:].tolist()) for name, column in columns.items()} | of_group
+    found |= {name: getattr(orbits, name) for name in _OF_ORBITS}
+    if table is not None:
+        found["group_law"] = equivariance.group_law
+        found["group_law_scaled"] = equivariance.group_law_scaled
+    own = {
+        name: {column: float(values[g]) for column, values in columns.items()}
+        for g, name in enumerate(group.names)
+        if name != IDENTITY
+    }
+    return {"": found, **own}
+
+
+def _orbits(
+    group: Group, features: Tensor, labels: Tensor, mask: Tensor, num_classes: int
+) -> OrbitReport:
+    if not group.drawn:
+        return measure_orbits([(features, labels, mask)], num_classes)
+    # The identity was not drawn.
+    if len(group) < 3:
+        raise InputError(
+            f"group {group.name!r} is a random choice of one transform, which has no variance: "
+            "draw at least two"
+        )
+    return measure_orbits([(features[1:], labels, mask[1:])], num_classes, "shared")
+
+
+def _plain_values(
+    features: Tensor, logits: Tensor | None, labels: Tensor, num_classes: int
+) -> dict[str, float]:
+    report = measure_collapse(features, labels, num_classes=num_classes)
+    found = {"nc1": report.nc1, "nc1_quotient": report.nc1_quotient}
+    if logits is not None:
+        found["acc"] = float((logits.argmax(1) == labels).double().mean())
+    return found
+
+
+def _average(values: Sequence[float]) -> float:
+    defined = [value for value in values if not math.isnan(value)]
+    return math.fsum(defined) / len(defined) if defined else math.nan
+
+
+def check_answer(tapped: Tapped, labels: Tensor, group: str, element: str) -> None:
+    """Raise :class:`InputError` unless there is one feature vector and one label per sample."""
+    rows = tapped.features.shape[0]
+    if labels.ndim != 1 or rows != len(labels) or tapped.features.ndim != 2:
+        what = f"under {element!r} of {group!r} " * bool(element)
+        raise InputError(
+            f"symmetry is measured of one label and one feature vector for each sample: {what}the "
+            f"network gives features {tuple(tapped.features.shape)} for labels "
+            f"{tuple(labels.shape)}"
+        )
