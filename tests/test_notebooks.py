@@ -21,6 +21,7 @@ NAMES: Final = (
     "3-terminal-phase-mnist",
     "4-your-own-model",
     "5-theory",
+    "6-symmetry",
 )
 #: What GitHub still shows, and a clone does not notice.
 LARGEST: Final = 500_000
