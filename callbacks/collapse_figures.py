@@ -41,8 +41,8 @@ class CollapseFigures(Listener):
             epoch of it is not measured, the next one that is counts. The first and the last
             measured epoch are always due.
         figures: Which: ``"curves"``, ``"gram"``, ``"simplex"``, ``"spectrum"``, ``"phase"``,
-            ``"layers"`` (with ``NeuralCollapse(layers=...)``) and ``"animation"``, a GIF made when
-            the fit ends; or ``"all"``. Without any, snapshots are taken all the same.
+            ``"irrep_budget"``, ``"layers"`` (with ``NeuralCollapse(layers=...)``) and
+            ``"animation"``, a GIF made when the fit ends; or ``"all"``. Without any, snapshots are taken all the same.
         corners: Two to four classes for the simplex picture; ``None``: the first three that have
             samples.
         points_per_class: How many features of each are shown, the first ones in the data.

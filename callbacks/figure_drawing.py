@@ -90,6 +90,8 @@ def draw(
         figure = plots.spectrum(snapshot).figure
     elif name == "layers":
         figure = plots.layers(history).figure
+    elif name == "irrep_budget":
+        figure = plots.irrep_budget(history).figure
     else:
         figure = plots.phase(history).figure
     pixels, path = pixels_of(figure), folder / FOLDER / f"{name}.png"

@@ -31,7 +31,7 @@ from ncmonitor.callbacks.strategies import check_strategy
 from ncmonitor.callbacks.symmetry_measurement import SymmetryMeasurement
 from ncmonitor.callbacks.symmetry_monitors import SymmetryMonitors
 from ncmonitor.callbacks.symmetry_session import SymmetrySession, lines
-from ncmonitor.callbacks.wandb_axes import define_axes
+from ncmonitor.callbacks.wandb_axes import define_axes, record_measurement
 from ncmonitor.symmetry.answers import Answers
 from ncmonitor.symmetry.builders import Flows, Groups, flows_of, groups_of
 from ncmonitor.symmetry.rows import keys_to_come, log_values
@@ -344,11 +344,12 @@ class SymmetryMonitor(Base):
         self._monitors.know(trainer, keys, log_values(rows, self.prefix))
 
     def _define(self, trainer: pl.Trainer) -> None:
-        if is_dry_run(trainer) or not trainer.is_global_zero:
+        if self._session is None or is_dry_run(trainer) or not trainer.is_global_zero:
             return
         with excused("the W&B charts of symmetry are not set up"):
             keys = keys_to_come(self._rows, self.prefix)
             define_axes(trainer.loggers, f"{self.prefix}/epoch", keys)
+            record_measurement(trainer.loggers, self._session.facts, "ncmonitor_symmetry")
 
     def _say(self, say: Callable[[str], object] | None, rows: Sequence[Any]) -> None:
         if self.verbose and say is not None:

@@ -25,7 +25,9 @@ def define_axes(loggers: Iterable[Any], epoch_key: str, keys: Mapping[str, str])
         _wandb_run.define_axes(logger.experiment, epoch_key, keys)
 
 
-def record_measurement(loggers: Iterable[Any], facts: Mapping[str, Any]) -> None:
-    """Write how the run is measured into its W&B config, under ``ncmonitor``."""
+def record_measurement(
+    loggers: Iterable[Any], facts: Mapping[str, Any], name: str = "ncmonitor"
+) -> None:
+    """Write how the run is measured into its W&B config, under a name."""
     for logger in filter(is_wandb, loggers):
-        _wandb_run.fill_config(logger.experiment, facts)
+        _wandb_run.fill_config(logger.experiment, facts, name)

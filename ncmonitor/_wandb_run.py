@@ -54,11 +54,16 @@ def summary_of(rows: Iterable[Row], prefix: str) -> dict[str, dict[str, float]]:
     summary: dict[str, dict[str, float]] = {}
     for row in rows:
         for key, name in keys_of([row], prefix).items():
-            value, kept = float(row[name]), summary.setdefault(key, {})
-            if _falls(name):
-                kept["min"] = min(value, kept.get("min", value))
-            kept["last"] = value
+            summarise(summary, key, name, float(row[name]))
     return summary
+
+
+def summarise(summary: dict[str, dict[str, float]], key: str, name: str, value: float) -> None:
+    """Put one more value into a summary, as :func:`define_axes` has it."""
+    kept = summary.setdefault(key, {})
+    if _falls(name):
+        kept["min"] = min(value, kept.get("min", value))
+    kept["last"] = value
 
 
 def _falls(name: str) -> bool:
@@ -66,9 +71,9 @@ def _falls(name: str) -> bool:
     return quantity is not None and (quantity.falls or quantity.group == "fit")
 
 
-def fill_config(run: Any, facts: Mapping[str, Any]) -> None:
-    """Write how the run is measured into its config, under ``ncmonitor``, in place of before."""
-    run.config.update({"ncmonitor": dict(facts)}, allow_val_change=True)
+def fill_config(run: Any, facts: Mapping[str, Any], name: str = "ncmonitor") -> None:
+    """Write how the run is measured into its config, under a name, in place of before."""
+    run.config.update({name: dict(facts)}, allow_val_change=True)
 
 
 def fill_tags(run: Any, facts: Mapping[str, Any]) -> None:

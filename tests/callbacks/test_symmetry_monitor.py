@@ -14,7 +14,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers import CSVLogger, WandbLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -25,6 +25,7 @@ from ncmonitor.symmetry import Action, Group, circular_shifts
 from ncmonitor.symmetry.rows import COLUMNS, NUMBERS
 from ncmonitor.symmetry.table import read_symmetry, symmetry_frame
 from toys import CLASSES, Recording, Toy, TrainOnly, blobs, trainer, val_loader
+from wandb_files import definitions, offline_run, records, summary
 
 SIGN = Group.of(
     "sign", [Action("minus", lambda x: -x)], kind="vectors", exact=True,
@@ -323,6 +324,21 @@ def test_every_logger_gets_the_keys_against_the_epoch(tmp_path: Path) -> None:
         defined = table[table[key].notna()]
         assert defined["nc/epoch"].tolist() == [0, 1, 2], key
     assert table["nc/train/nc1"].notna().sum() == 3
+
+
+def test_in_wandb_every_key_is_drawn_against_the_epoch(tmp_path: Path) -> None:
+    logger = WandbLogger(project="test", save_dir=tmp_path, offline=True)
+    monitor = watch(layers="body.0")
+    fitted(monitor, NeuralCollapse(verbose=False), logger=logger)
+    logger.experiment.finish()
+    run = offline_run(tmp_path)
+    rows = [record["item"] for record in records(run, "history")]
+    key = "nc/val/layer/body.0/symmetry/sign/inv_error/minus"
+    assert [row["nc/epoch"] for row in rows if key in row] == [0, 1, 2]
+    logged = {k for row in rows for k in row if "/symmetry/" in k or "/parameters/" in k}
+    named = definitions(run)
+    assert {named[k]["step_metric"] for k in logged} == {"nc/epoch"}
+    assert summary(run)["config"]["ncmonitor_symmetry"]["groups"][0]["name"] == "sign"
 
 
 def test_elements_of_large_groups_are_in_the_table_and_not_in_the_log(tmp_path: Path) -> None:
