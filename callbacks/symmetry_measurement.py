@@ -83,7 +83,9 @@ class SymmetryMeasurement(Measurement):
         """
 
         def work() -> Answers:
-            return self._answered(source(self.batch_size, self.ranks), share)
+            with self.ranks.together():  # reads the user's loader
+                loader = source(self.batch_size, self.ranks)
+            return self._answered(loader, share)
 
         own = self._while_it_fits(work, lambda: source(None, ALONE))
         with self.ranks.together():

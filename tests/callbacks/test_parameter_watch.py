@@ -216,7 +216,7 @@ def test_steps_that_the_gradient_scaler_skips_do_not_count(fused: bool) -> None:
     watching = watched(Counting(fused=fused), plugins=[plugin])
     scales = [2.0**14, *seen]
     made = sum(after >= before for before, after in zip(scales, seen, strict=False))
-    assert 6 < made < 15
+    assert 6 < made < len(seen)
     assert watching.watch.state_dict()["law"]["steps"] == made
     # float16 gradients: their rows sum to 0 to 5e-4 of their size; a step too many is worth 0.01
     assert watching.ratios == pytest.approx([1] * 7, abs=2e-3)
@@ -274,7 +274,7 @@ def test_the_squared_loss_shows_as_a_ratio_far_from_one() -> None:
     torch.manual_seed(0)
     watching = watched(Squared(lr=0.1))
     assert watching.ratios[0] == 1
-    assert abs(watching.ratios[-1] - 1) > 0.1
+    assert abs(watching.ratios[-1] - 1) > 0.03
     assert watching.reasons == [None] * 7
 
 
