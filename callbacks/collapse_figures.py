@@ -42,7 +42,8 @@ class CollapseFigures(Listener):
             measured epoch are always due.
         figures: Which: ``"curves"``, ``"gram"``, ``"simplex"``, ``"spectrum"``, ``"phase"``,
             ``"irrep_budget"``, ``"layers"`` (with ``NeuralCollapse(layers=...)``) and
-            ``"animation"``, a GIF made when the fit ends; or ``"all"``. Without any, snapshots are taken all the same.
+            ``"animation"``, a GIF made when the fit ends; or ``"all"``. Without any, snapshots are
+            taken all the same.
         corners: Two to four classes for the simplex picture; ``None``: the first three that have
             samples.
         points_per_class: How many features of each are shown, the first ones in the data.

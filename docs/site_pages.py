@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from ncmonitor.catalogue import CATALOGUE, Quantity
+from ncmonitor.catalogue import CATALOGUE, MONITORED, Quantity
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 
@@ -40,6 +40,8 @@ FAMILIES: Final = {
     "regression": "Regression",
     "fit": "The fit, from the same pass",
     "phase": "The clock of the terminal phase",
+    "input_symmetry": "Symmetry of the inputs",
+    "parameter_symmetry": "Symmetry of the parameters",
 }
 
 _NEEDS: Final = {
@@ -78,10 +80,12 @@ def facts(quantity: Quantity) -> Iterable[tuple[str, str]]:
     always = quantity.default or quantity.group in ("fit", "phase")
     collapse = "not fixed" if quantity.collapse is None else f"{quantity.collapse:g}"
     by_name = f'`metrics=["{quantity.name}"]`'
-    asked = "`measure_regression`" if quantity.needs == "targets" else by_name
+    asked = "with `measure_regression`" if quantity.needs == "targets" else f"with {by_name}"
+    monitored = quantity.group in MONITORED
     rows = (
         ("definition", quantity.definition),
-        ("at collapse", collapse),
+        ("at collapse", "" if monitored and quantity.collapse is None else collapse),
+        ("if symmetric", "" if quantity.symmetric is None else f"{quantity.symmetric:g}"),
         ("no structure", quantity.null),
         ("undefined (`nan`)", quantity.undefined),
         ("cost", quantity.cost),
@@ -89,7 +93,7 @@ def facts(quantity: Quantity) -> Iterable[tuple[str, str]]:
         ("weighting", "as `convention=` says" if quantity.conventions else ""),
         ("value", "one number per class" if quantity.vector else ""),
         ("logged", "once, under `train`" if quantity.once else ""),
-        ("measured", "always" if always else f"with {asked}"),
+        ("measured", "by `SymmetryMonitor`" if monitored else "always" if always else asked),
         ("source", quantity.source),
     )
     return [(head, text) for head, text in rows if text]

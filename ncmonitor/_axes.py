@@ -139,7 +139,9 @@ def say_empty(ax: Axes, why: str) -> None:
     ax.set_yticks([])
 
 
-def draw_series(ax: Axes, series: list[Series], scale: str) -> None:
+def draw_series(
+    ax: Axes, series: list[Series], scale: str, beside: Sequence[float] | Values = ()
+) -> None:
     """Draw lines with gaps at ``nan``, on a scale that has room for the zeros among them.
 
     Args:
@@ -147,8 +149,10 @@ def draw_series(ax: Axes, series: list[Series], scale: str) -> None:
         series: The lines; values at or below rounding count as zero on a logarithmic axis.
         scale: ``"log"``, ``"share"`` (logarithmic, but linear next to 0) or ``"linear"``. The first
             two need a positive value and fall back to ``"linear"`` without one.
+        beside: Values that other axes show on the same scale.
     """
-    largest = max((np.nanmax(s.values) for s in series), default=np.nan)
+    every = np.concatenate([*(s.values for s in series), np.asarray(beside, dtype=float)])
+    largest = np.nanmax(every, initial=-np.inf)
     if scale != "linear" and not largest > ROUNDING:
         ax.set_ylim(-0.05, 1.0)
         scale = "linear"
@@ -159,10 +163,10 @@ def draw_series(ax: Axes, series: list[Series], scale: str) -> None:
         if zero.any():
             _mark_zeros(ax, line.epochs[zero], line.look)
     if scale == "log":
-        log_axis(ax, "y", np.concatenate([s.values for s in series]))
+        log_axis(ax, "y", every)
         ax.margins(y=0.14)  # room above for a label, below for the zeros
     elif scale == "share":
-        _share_scale(ax, np.concatenate([s.values for s in series]))
+        _share_scale(ax, every)
 
 
 def _marks(values: Values) -> dict[str, Any]:

@@ -50,6 +50,28 @@ _LAYERS: Final = """\
 Empty unless the runs measure inner layers: `NeuralCollapse(layers="body.*")`, or \
 `ncmonitor fit NAME --nc.layers '[...]'`.
 """
+_INPUTS: Final = """\
+Empty unless the runs measure it: `SymmetryMonitor("rotations90")` beside `NeuralCollapse()`. \
+*plain* are the samples as they are; elements of a group have lines of their own up to eight. \
+`ncmonitor metrics input_symmetry` explains the numbers.
+"""
+#: What is shown of groups of transforms: title, and what stands behind ``nc/<split>/symmetry/``.
+_INVARIANCE: Final = (
+    (
+        "class collapse (plain) beside orbit collapse",
+        "train/symmetry/(plain/nc1_quotient|{group}/orbit_quot)",
+    ),
+    ("invariance error", "(train|val)/symmetry/{group}/inv_error"),
+    ("accuracy over orbits", "val/symmetry/(plain/acc|{group}/acc_orbit_(mean|worst))"),
+    ("accuracy under each element", "val/symmetry/{group}/acc/{group}"),
+    ("prediction consistency", "(train|val)/symmetry/{group}/pred_consistency"),
+    ("linear equivariance R²", "(train|val)/symmetry/{group}/equiv_r2"),
+    ("group law on the data", "(train|val)/symmetry/{group}/group_law_scaled"),
+    ("Lie derivative", "(train|val)/symmetry/{group}/lie_error"),
+    ("invariance error by layer", "train/layer/.+/symmetry/{group}/inv_error"),
+    ("row mean over its law", "parameters/w_mean_law_ratio"),
+    ("layer balance", "parameters/layer_balance/{group}"),
+)
 
 
 @dataclass(frozen=True)
@@ -96,6 +118,9 @@ def parts(prefix: str = "nc", metrics: MetricChoice = "default") -> list[Part]:
         Part("Classes: do some lag behind? (where measured)", page.classes()),
         Part("Layers: how deep does it reach? (where measured)", page.layers()),
         Part("Symmetry: are the classes interchangeable?", page.group("symmetry")),
+        Part(
+            "Invariance: do transformed inputs change the answer? (where measured)", page.inputs()
+        ),
         Part("Norms and ranks: what still grows?", page.group("nc0", "rank_norm")),
         Part("Media: what does it look like?", page.media()),
         Part("Comparison across runs: which recipe collapses further?", page.comparison()),
@@ -169,6 +194,17 @@ class _Page:
                     is_positive(name),
                 )
                 for name in known
+            ),
+        ]
+
+    def inputs(self) -> list[Panel]:
+        return [
+            Panel("text", "What it takes", (_INPUTS,)),
+            *(
+                Panel(
+                    "pattern", title, (f"^{re.escape(self.prefix)}/{keys.format(group='[^/]+')}$",)
+                )
+                for title, keys in _INVARIANCE
             ),
         ]
 

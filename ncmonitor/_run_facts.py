@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 #: Names of the pictures that training draws and logs, as files and as keys of media.
-PICTURES: Final = ("curves", "gram", "simplex", "spectrum", "layers", "phase", "animation")
+PICTURES: Final = (
+    *("curves", "gram", "simplex", "spectrum", "layers", "phase", "irrep_budget", "animation"),
+)
 _SUFFIXES: Final = (".png", ".gif")
 #: Of ``run.json``, beside how the run was measured.
 _KEPT: Final = ("ncmonitor", "versions", "commit", "dirty", "command", "created", "seed")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from ncmonitor.history import HISTORY_FILE
+from ncmonitor.symmetry.table import SYMMETRY_FILE
 
 NOTE_FILE: Final = "wandb_sync.json"
 
@@ -31,6 +32,9 @@ class Synced:
         ended: Whether table and figures were logged after the rows.
         base: Rows that were uploaded before the offline run in ``folder`` was made.
         base_ended: Whether table and figures were among them.
+        groups: Rows of the table of symmetry that the run has.
+        groups_digest: Of these rows.
+        groups_base: Those that were uploaded before.
     """
 
     run_id: str
@@ -45,6 +49,14 @@ class Synced:
     ended: bool = False
     base: int = 0
     base_ended: bool = False
+    groups: int = 0
+    groups_digest: str = ""
+    groups_base: int = 0
+
+    @property
+    def whole(self) -> int:
+        """Rows of both tables that the run has."""
+        return self.rows + self.groups
 
 
 def read_notes(run_dir: Path) -> list[Synced]:
@@ -80,14 +92,20 @@ def is_for(folder: Path, run: Synced, project: str, entity: str | None) -> bool:
     return run.project == project and mine
 
 
-def is_unchanged(folder: Path, run: Synced, rows: int) -> bool:
-    """Tell whether the rows that a W&B run has are as they were in a history of so many rows."""
-    return run.rows <= rows and digest_of(folder, run.rows) == run.digest
+def is_unchanged(folder: Path, run: Synced, rows: int, groups: int) -> bool:
+    """Tell whether the rows that a W&B run has are as they were in tables of so many rows."""
+    same = run.rows <= rows and digest_of(folder, run.rows) == run.digest
+    if not run.groups:
+        return same
+    groups_digest = digest_of(folder, run.groups, SYMMETRY_FILE)
+    return same and run.groups <= groups and groups_digest == run.groups_digest
 
 
-def digest_of(folder: Path, rows: int) -> str:
-    """Digest the first rows as they are in the file, which only grows unless a run is resumed."""
-    with (folder / HISTORY_FILE).open("rb") as file:
+def digest_of(folder: Path, rows: int, name: str = HISTORY_FILE) -> str:
+    """Digest the first rows as they are in a file, which only grows unless a run is resumed."""
+    if not rows or not (folder / name).is_file():
+        return hashlib.sha256(b"").hexdigest() if name == HISTORY_FILE else ""
+    with (folder / name).open("rb") as file:
         lines = [line for line, _ in zip(file, range(rows + 1), strict=False)]
     return hashlib.sha256(b"".join(lines[1:])).hexdigest()
 
@@ -96,12 +114,12 @@ def closing_lines(done: Synced, run_dir: Path) -> Iterator[str]:
     """Say what was synced and where it is."""
     pending = is_pending(run_dir, done)
     if done.new:
-        whole = "" if done.new == done.rows else f" of {done.rows}"
+        whole = "" if done.new == done.whole else f" of {done.whole}"
         yield f"{done.new}{whole} rows replayed into the W&B run {done.run_id} ({done.project})"
     elif pending:
-        yield f"nothing new: the offline run {done.run_id} has all {done.rows} rows, not uploaded"
+        yield f"nothing new: the offline run {done.run_id} has all {done.whole} rows, not uploaded"
     else:
-        yield f"nothing new: the W&B run {done.run_id} ({done.project}) has all {done.rows} rows"
+        yield f"nothing new: the W&B run {done.run_id} ({done.project}) has all {done.whole} rows"
     if done.url is not None:
         yield f"  {done.url}"
     if pending:

@@ -29,6 +29,7 @@ usage: ncmonitor fit NAME [--any.option VALUE ...]
   --nc.schedule log          of the NeuralCollapse callback
   --seed_everything 1        the seed
   --seeds 3                  three runs, one after another, and a page that compares them
+  --way plain                of a recipe with ways the one of this name, not all to compare them
   --resume                   continue the latest run that was interrupted
 
 ncmonitor fit --help lists every option.
@@ -123,7 +124,7 @@ def _fit(words: Sequence[str]) -> int:
     if not words:
         print(_FIT_USAGE, file=sys.stderr)
         print("recipes:", file=sys.stderr)
-        for recipe in importlib.import_module(_RECIPES).recipes().values():
+        for recipe in importlib.import_module(_RECIPES).all_recipes().values():
             print(f"  {recipe.name:<13}  {recipe.title}", file=sys.stderr)
         return 2
     status: int = importlib.import_module(_FIT).main(words)

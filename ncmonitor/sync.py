@@ -8,9 +8,8 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final
 
 from ncmonitor import _wandb_run
 from ncmonitor._checks import InputError
@@ -24,11 +23,8 @@ from ncmonitor._sync_note import (
     read_notes,
     write_notes,
 )
-from ncmonitor.history import Row, read_history
-from ncmonitor.keys import keys_of, log_values
-
-if TYPE_CHECKING:
-    import pandas as pd
+from ncmonitor._sync_rows import Recorded, read_recorded
+from ncmonitor.symmetry.table import SYMMETRY_FILE
 
 #: Holds offline runs, apart from those that the training itself has left in ``wandb``: whoever
 #: uploads all of those should not get the same run twice.
@@ -47,7 +43,7 @@ def sync_run(
     mode: str | None = None,
     say: Callable[[str], object] = lambda line: None,
 ) -> Synced:
-    """Replay history, config and figures of a run folder into a W&B run.
+    """Replay history, symmetry, config and figures of a run folder into a W&B run.
 
     A second sync continues the same W&B run with the rows that are new, and does nothing if there
     are none. An offline run that is not uploaded yet is replaced as a whole, online by an upload.
@@ -55,7 +51,8 @@ def sync_run(
     made; so it is for another project or entity than before.
 
     Args:
-        run_dir: Folder with ``history.csv``; finished, running or killed.
+        run_dir: Folder with ``history.csv``, and ``symmetry.csv`` where that was measured; of a
+            run that is finished, running or killed.
         project: W&B project; as before, else ``"ncmonitor"``.
         entity: User or team; as before, else the user's default.
         mode: ``"online"`` or ``"offline"``; without it ``WANDB_MODE``, else online if there is a
@@ -69,8 +66,8 @@ def sync_run(
         InputError: If the folder holds no run, or W&B refuses; with the client's own words.
     """
     folder = Path(run_dir)
-    history, noted = read_history(folder), read_notes(folder)
-    for caution in history.attrs.get("cautions", ()):
+    recorded, noted = read_recorded(folder), read_notes(folder)
+    for caution in recorded.cautions:
         say(caution)
     if mode not in (None, *MODES):
         raise InputError(f"mode= must be one of {MODES}, but is {mode!r}")
@@ -78,7 +75,7 @@ def sync_run(
     entity = entity or (noted[-1].entity if noted else None)
     before = next((run for run in reversed(noted) if is_for(folder, run, project, entity)), None)
     fresh = Synced(uuid.uuid4().hex[:8], project, entity, _mode(folder, mode))
-    task, others = _task(folder, before, len(history), fresh), [x for x in noted if x is not before]
+    task, others = _task(folder, before, recorded, fresh), [x for x in noted if x is not before]
     if task.ended:
         if before is not noted[-1]:
             write_notes(folder, others, task)
@@ -86,7 +83,7 @@ def sync_run(
     if task.mode == "online":
         say(f"connecting to W&B ({_wandb_run.host()}) ...")
     with _in_words(folder):
-        return _replay(folder, history, task, others, before, say)
+        return _replay(folder, recorded, task, others, before, say)
 
 
 def _mode(folder: Path, given: str | None) -> str:
@@ -103,13 +100,13 @@ def _mode(folder: Path, given: str | None) -> str:
         return "online" if wandb.login(prompt=False, verify=False) else "offline"
 
 
-def _task(folder: Path, before: Synced | None, rows: int, fresh: Synced) -> Synced:
+def _task(folder: Path, before: Synced | None, recorded: Recorded, fresh: Synced) -> Synced:
     """Return which W&B run to write, and the ``base`` of rows that it has and keeps.
 
     Args:
         folder: Of the run.
         before: What the last sync to this target has done.
-        rows: Of the history.
+        recorded: What there is to replay.
         fresh: What to do if there was none: everything, into a new W&B run.
 
     Returns:
@@ -117,32 +114,32 @@ def _task(folder: Path, before: Synced | None, rows: int, fresh: Synced) -> Sync
     """
     if before is None:
         return fresh
-    same, pending = is_unchanged(folder, before, rows), is_pending(folder, before)
-    done = same and before.ended and before.rows == rows
+    rows, groups = len(recorded.rows), len(recorded.groups)
+    same, pending = is_unchanged(folder, before, rows, groups), is_pending(folder, before)
+    done = same and before.ended and (before.rows, before.groups) == (rows, groups)
     if done and not (pending and fresh.mode == "online"):
         return replace(before, new=0)
     if pending:
-        base, ended = before.base, before.base_ended
+        base, groups_base, ended = before.base, before.groups_base, before.base_ended
     else:
-        base, ended = before.rows, before.ended
-    if base and not same:
+        base, groups_base, ended = before.rows, before.groups, before.ended
+    if (base or groups_base) and not same:
         return fresh
-    entity = fresh.entity or before.entity
-    return replace(fresh, run_id=before.run_id, entity=entity, base=base, base_ended=ended)
+    kept = replace(fresh, base=base, groups_base=groups_base, base_ended=ended)
+    return replace(kept, run_id=before.run_id, entity=fresh.entity or before.entity)
 
 
 # -- the replay ------------------------------------------------------------------------------------
 
 
 def _replay(
-    folder: Path, history: pd.DataFrame, task: Synced, others: Sequence[Synced],
+    folder: Path, recorded: Recorded, task: Synced, others: Sequence[Synced],
     before: Synced | None, say: Callable[[str], object],
 ) -> Synced:  # fmt: skip
-    facts, kept = facts_of(folder, history), task.base
+    facts = facts_of(folder, recorded.history)
     prefix = str(facts.get("prefix") or "nc")
-    rows = cast(list[Row], history.to_dict("records"))
     run = _open(folder, task, facts)
-    done = replace(task, rows=kept)
+    done = replace(task, rows=task.base, groups=task.groups_base)
     if task.mode == "online":
         done = replace(done, url=run.url, entity=run.entity)
     else:
@@ -150,18 +147,19 @@ def _replay(
     try:
         _wandb_run.fill_tags(run, facts)
         _wandb_run.fill_config(run, facts)
-        _wandb_run.define_axes(run, f"{prefix}/epoch", keys_of(rows, prefix))
-        for _, epoch in groupby(rows[kept:], key=lambda row: row["epoch"]):
-            group = list(epoch)
-            run.log(log_values(group, prefix))
-            done = replace(done, rows=done.rows + len(group), new=done.new + len(group))
-        _log_end(run, prefix, history, kept, ended=task.base_ended)
-        last = float(history["epoch"].max())
+        _wandb_run.define_axes(run, f"{prefix}/epoch", recorded.keys(prefix))
+        for step in recorded.steps(prefix, task.base, task.groups_base):
+            run.log(step.values)
+            rows, groups = done.rows + step.rows, done.groups + step.groups
+            done = replace(done, rows=rows, groups=groups, new=done.new + step.rows + step.groups)
+        _log_end(run, prefix, recorded, task)
+        last = float(recorded.history["epoch"].max())
         _wandb_run.log_pictures(run, prefix, pictures_of(folder), last, say)
         done = replace(done, ended=True)
     finally:  # also after Ctrl-C: what was logged goes up, and the next sync goes on from there
         run.finish()
-        done = replace(done, digest=digest_of(folder, done.rows))
+        groups_digest = digest_of(folder, done.groups, SYMMETRY_FILE)
+        done = replace(done, digest=digest_of(folder, done.rows), groups_digest=groups_digest)
         write_notes(folder, others, done)
         _drop_replaced(folder, before, done)
     return done
@@ -173,16 +171,16 @@ def _drop_replaced(folder: Path, before: Synced | None, done: Synced) -> None:
         shutil.rmtree(folder / str(before.folder), ignore_errors=True)
 
 
-def _log_end(run: Any, prefix: str, history: pd.DataFrame, kept: int, *, ended: bool) -> None:
+def _log_end(run: Any, prefix: str, recorded: Recorded, task: Synced) -> None:
     """Log what stands at the end: the onset if it is new, the table, the whole run's summary."""
+    history = recorded.history
     marks = _wandb_run.onset_of(history)
-    known = _wandb_run.onset_of(history.iloc[:kept]) if ended else None
+    known = _wandb_run.onset_of(history.iloc[: task.base]) if task.base_ended else None
     if marks is not None and marks != known:
         _wandb_run.mark_onset(run, prefix, *marks)
     _wandb_run.log_history(run, prefix, history)
-    if kept:  # W&B knows the minima of what this process has logged
-        rows = cast(list[Row], history.to_dict("records"))
-        run.summary.update(_wandb_run.summary_of(rows, prefix))
+    if task.base or task.groups_base:  # W&B knows the minima of what this process has logged
+        run.summary.update(recorded.summary(prefix))
 
 
 def _open(folder: Path, task: Synced, facts: Mapping[str, Any]) -> Any:

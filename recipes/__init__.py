@@ -8,5 +8,6 @@ listing the recipes needs no torch:
 - :mod:`ncmonitor.recipes.models`: the networks, and :mod:`ncmonitor.recipes.losses` their losses
 - :mod:`ncmonitor.recipes.data`: the data modules
 - :mod:`ncmonitor.recipes.ufm`: features without a network, whose optimum is known
+- :mod:`ncmonitor.recipes.zoo`: ``symmetry_zoo``, which is many small fits
 - :mod:`ncmonitor.recipes.fit`: the command, on LightningCLI
 """

@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import yaml
 
@@ -30,22 +31,25 @@ from ncmonitor._checks import InputError, nearest
 
 CONFIGS: Final = Path(__file__).with_name("configs")
 SWEEPS: Final = Path(__file__).with_name("sweeps")
+#: Recipes that are more than one fit: the module whose ``main(words)`` runs it, and which begins
+#: with the claim as a YAML file does.
+STUDIES: Final = {"symmetry_zoo": "ncmonitor.recipes.zoo.symmetry_zoo"}
 FIELDS: Final = ("data", "download", "model", "time", "reaches")
 NOTES: Final = ("paper", "differs")
 
 _WIDTH: Final = 100
 _COLUMNS: Final = {
-    "name": ("name", 13),
+    "name": ("name", 14),
     "data": ("data", 27),
     "download": ("download", 8),
     "model": ("network", 22),
-    "time": ("an epoch takes", 22),
+    "time": ("an epoch takes", 21),
 }
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A bundled experiment: its YAML file and the claim on top of it."""
+    """A bundled experiment: its file, YAML or a module of its own, and the claim on top of it."""
 
     name: str
     path: Path
@@ -72,13 +76,39 @@ class Recipe:
     @property
     def on_cpu(self) -> bool:
         """Whether it is made for a CPU."""
-        config = yaml.safe_load(self.path.read_text(encoding="utf-8"))
-        return bool(config["trainer"]["accelerator"] == "cpu")
+        return bool(self._config["trainer"]["accelerator"] == "cpu")
+
+    @property
+    def ways(self) -> dict[str, dict[str, Any]]:
+        """Its ways and the options of each; none if it is a single experiment."""
+        return self._config.get("ways") or {}
+
+    @property
+    def _config(self) -> dict[str, Any]:
+        if self.name in STUDIES:
+            return {"trainer": {"accelerator": "cpu"}}
+        config: dict[str, Any] = yaml.safe_load(self.path.read_text(encoding="utf-8"))
+        return config
 
 
 def recipes() -> dict[str, Recipe]:
-    """Return the bundled recipes by name, in alphabetical order."""
+    """Return by name the bundled recipes that are one fit each, in alphabetical order."""
     return {path.stem: read_recipe(path) for path in sorted(CONFIGS.glob("*.yaml"))}
+
+
+def studies() -> dict[str, Recipe]:
+    """Return by name the recipes that are more than one fit, with a command of their own."""
+    folder = Path(__file__).parent
+    inner = {name: module.removeprefix(f"{__package__}.") for name, module in STUDIES.items()}
+    return {
+        name: read_recipe(folder.joinpath(*module.split(".")).with_suffix(".py"))
+        for name, module in inner.items()
+    }
+
+
+def all_recipes() -> dict[str, Recipe]:
+    """Return everything that ``ncmonitor fit NAME`` runs, in alphabetical order."""
+    return dict(sorted((recipes() | studies()).items()))
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -106,7 +136,7 @@ def find_recipe(name: str) -> Recipe:
     Raises:
         InputError: If there is none; near names are offered.
     """
-    known = recipes()
+    known = all_recipes()
     if name in known:
         return known[name]
     if name.endswith((".yaml", ".yml")):
@@ -125,7 +155,7 @@ def table() -> str:
     """Lay all recipes out, 100 columns wide: a line of cells each, and below what it reaches."""
     heads, widths = zip(*_COLUMNS.values(), strict=True)
     lines = [_row(heads, widths), _row(["-" * width for width in widths], widths)]
-    known = recipes().values()
+    known = all_recipes().values()
     groups = {
         "For a CPU": [recipe for recipe in known if recipe.on_cpu],
         "For a GPU": [recipe for recipe in known if not recipe.on_cpu],
@@ -145,12 +175,19 @@ def describe(name: str) -> str:
     """
     recipe = find_recipe(name)
     facts = {field: getattr(recipe, field) for field in (*FIELDS, *NOTES)}
+    if recipe.ways:
+        facts["ways"] = f"{'; '.join(starmap(_way, recipe.ways.items()))}; one alone: --way NAME"
     facts |= {"run it": f"ncmonitor fit {recipe.name}", "its file": str(recipe.path)}
     lines = [*_hanging(f"{recipe.name}: {recipe.title}", ""), ""]
     for head, text in facts.items():
         if text:
             lines += _hanging(text, f"  {head:<10}")
     return "\n".join(lines)
+
+
+def _way(name: str, options: Mapping[str, Any]) -> str:
+    words = [f"--{key} {value}" for key, value in options.items() if key != "expect"]
+    return f"{name} ({', '.join(words)})" if words else name
 
 
 def _entry(recipe: Recipe, widths: tuple[int, ...]) -> Iterator[str]:

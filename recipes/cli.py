@@ -45,12 +45,13 @@ from ncmonitor.recipes.saved_config import SaveConfig
 _HELP: Final = (
     "Train a recipe (ncmonitor fit NAME) or a config of your own (ncmonitor fit --config FILE), "
     "measured every epoch; every option below overrides it. --seeds N trains it N times and "
-    "compares; --resume continues the latest run that was interrupted."
+    "compares; a recipe with ways trains all of them and compares, or one with --way NAME; "
+    "--resume continues the latest run that was interrupted."
 )
 #: Said when a run goes on in its folder, or in one that was moved.
 _RESUMED: Final = (r"Checkpoint directory .* exists and is not empty", r"The dirpath has changed")
 #: Of the command, taken out of the words before the options below are parsed.
-_OWN: Final = ("seeds", "resume")
+_OWN: Final = ("seeds", "resume")  # and way, which is recorded as well
 
 
 class FitCLI(LightningCLI):
@@ -96,6 +97,15 @@ class FitCLI(LightningCLI):
             help="What the run should reach, for its report: epoch, the completed epochs, and for "
             "a metric of the training set, or split/metric, the most, or [least, most].",
         )
+        parser.add_argument(
+            "--ways",
+            type=dict[str, Any] | None,
+            default=None,
+            help="In a config: names of variants, each with the options that make it another.",
+        )
+        parser.add_argument(
+            "--way", type=str | None, default=None, help="The one to train; null: all of them."
+        )
         # As add_lightning_class_args does, without what a command line cannot say (a loader) or
         # says elsewhere (--trainer.default_root_dir).
         skip: set[str | int] = {"dataloader", "run_dir", "classifier"}
@@ -112,6 +122,7 @@ class FitCLI(LightningCLI):
         parser.add_class_arguments(CollapseFigures, "figures", fail_untyped=False, skip={"prefix"})
         parser.callback_keys.append("figures")
         self.options = [*parser.get_defaults().as_flat().__dict__, *_OWN]
+        self.options.remove("ways")  # of config files
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         # Not super(): it warns whenever words are passed on while sys.argv has words, too.
@@ -129,6 +140,11 @@ class FitCLI(LightningCLI):
         config = self.config.fit
         # Before the folder is filled in: running the saved config again makes a folder of its own.
         self.full = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))["fit"]
+        ways, way = self.full.pop("ways"), self.full.get("way")
+        if way is None:
+            del self.full["way"]
+        if ways and way is None:  # of a config file, one has been chosen
+            raise InputError("ways are read from a config file (--config FILE), not from --ways")
         check_config(config, resume=self.resume)
         if config.trainer.enable_progress_bar is None:  # in a file, a bar is a thousand lines
             config.trainer.enable_progress_bar = sys.stdout.isatty()

@@ -163,13 +163,15 @@ class ImageFolderData(ImageData):
 
     def __init__(self, *, root: str | Path | None = None, **options: Any) -> None:
         super().__init__(**options)
+        if self.classes is not None:
+            raise InputError(f"{self._name}: classes are folders; give a root with those wanted")
         if self.normalize == "pixel":
             raise InputError(
                 f"{self._name}: normalize pixel needs the images in memory; use channel"
             )
         self.root = default_root() / "imagenet" if root is None else Path(root).expanduser()
-        if classes := [path for path in self.root.glob("train/*") if path.is_dir()]:
-            self.num_classes = len(classes)
+        if found := [path for path in self.root.glob("train/*") if path.is_dir()]:
+            self.num_classes = len(found)
 
     def _read(self) -> tuple[Split, Split]:
         train, val = (image_folder(self.root / split) for split in ("train", "val"))

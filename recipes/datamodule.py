@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ncmonitor._checks import InputError, nearest
+from ncmonitor._checks import InputError
 from ncmonitor.recipes import downloads
+from ncmonitor.recipes.classes import checked_classes, only_classes
 from ncmonitor.recipes.images import (
     ImageFiles,
     ImageTensors,
@@ -20,14 +21,17 @@ from ncmonitor.recipes.images import (
     Scaling,
     flipped,
     pixel_moments,
+    quarter_turned,
     resized,
     shifted,
 )
-from ncmonitor.recipes.subsets import Relabelling, Selection
+from ncmonitor.recipes.subsets import Relabelling, Selection, check_one_of
 
 Loader = DataLoader[Sample]
 Split = ImageTensors | ImageFiles
 _NORMALIZE: Final = ("channel", "pixel", "none")
+#: Augmentation by a group of ``ncmonitor.symmetry``, under its name: of the network's inputs.
+_GROUPS: Final = {"rotations90": quarter_turned}
 
 
 class ImageData(pl.LightningDataModule, ABC):
@@ -37,6 +41,7 @@ class ImageData(pl.LightningDataModule, ABC):
     training steps alone, so that a measurement of the same loader sees the images as they are.
 
     Args:
+        classes: Use images of these classes alone, of both sets; they are numbered anew from 0.
         batch_size: Images per step.
         num_workers: Processes that read ahead; of use for image files, not for data in memory.
         drop_last: Leave out the images that do not fill the last batch, others in each epoch.
@@ -59,7 +64,8 @@ class ImageData(pl.LightningDataModule, ABC):
             over the data set; pixel does so for each pixel, over the training images chosen; none
             scales to [0, 1].
         image_size: Side of the square images in pixels: larger pads with zeros, smaller resizes.
-        augment: Random shifts and flips as usual for the data set, in training steps alone.
+        augment: true: random shifts and flips as usual for the data set, in training steps alone;
+            rotations90: random quarter turns there, of what the network gets.
 
     Attributes:
         num_classes: Number of classes K.
@@ -86,6 +92,7 @@ class ImageData(pl.LightningDataModule, ABC):
     def __init__(
         self,
         *,
+        classes: tuple[int, ...] | None = None,
         batch_size: int = 128,
         num_workers: int = 0,
         drop_last: bool = True,
@@ -100,9 +107,11 @@ class ImageData(pl.LightningDataModule, ABC):
         minority: float = 0.5,
         normalize: str = "channel",
         image_size: int | None = None,
-        augment: bool = False,
+        augment: bool | str = False,
     ) -> None:
         super().__init__()
+        self.classes = None if classes is None else checked_classes(classes, self.num_classes)
+        self.num_classes = len(self.classes or range(self.num_classes))
         self.batch_size, self.num_workers, self.drop_last = batch_size, num_workers, drop_last
         self.normalize, self.augment = normalize, augment
         if image_size is not None:
@@ -134,7 +143,7 @@ class ImageData(pl.LightningDataModule, ABC):
     def setup(self, stage: str) -> None:
         if hasattr(self, "train"):
             return
-        train, val = self._read()
+        train, val = map(self._of_classes, self._read())
         keys = self.selection.of(train.labels, self.num_classes)
         train = train.take(keys, self.relabelling.of(train.labels[keys], self.num_classes))
         keys = self.val_selection.of(val.labels, self.num_classes)
@@ -158,6 +167,8 @@ class ImageData(pl.LightningDataModule, ABC):
         if not self.augment or self.trainer is None or not self.trainer.training:
             return batch
         images, labels = batch
+        if isinstance(self.augment, str):
+            return _GROUPS[self.augment](images), labels
         scaling: Scaling = self.train.scaling
         # In pixels: what a shift uncovers is black, under every scaling.
         return scaling.apply(self._augmented(scaling.undo(images))), labels
@@ -177,15 +188,19 @@ class ImageData(pl.LightningDataModule, ABC):
             raise InputError(
                 f"{self._name}: num_workers must not be negative, but is {self.num_workers}"
             )
-        if self.normalize not in _NORMALIZE:
+        check_one_of(f"{self._name}: normalize", self.normalize, _NORMALIZE)
+        if isinstance(self.augment, str):
+            check_one_of(f"{self._name}: augment", self.augment, ("true", "false", *_GROUPS))
+        elif self.augment and not self.shift and not self.flip:
             raise InputError(
-                f"{self._name}: normalize must be one of {', '.join(_NORMALIZE)}, but is "
-                f"{self.normalize!r}{nearest(self.normalize, _NORMALIZE)}"
+                f"{self._name}: there is no augmentation usual for these images; leave augment "
+                f"out, or take {' or '.join(_GROUPS)}"
             )
-        if self.augment and not self.shift and not self.flip:
-            raise InputError(
-                f"{self._name}: there is no augmentation usual for these images; leave augment out"
-            )
+
+    def _of_classes(self, split: Split) -> Split:
+        if self.classes is None:
+            return split
+        return split.take(*only_classes(split.labels, self.classes))
 
     def _scaling(self, train: Split) -> Scaling:
         if self.normalize == "none":

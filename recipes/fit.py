@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 from pytorch_lightning.utilities.rank_zero import rank_zero_module  # type: ignore[attr-defined]
 from wandb.errors import UsageError
 
 from ncmonitor._checks import InputError
-from ncmonitor.recipes.bundled import find_recipe, recipes
+from ncmonitor.recipes.bundled import STUDIES, find_recipe, recipes
 from ncmonitor.recipes.cli import FitCLI
-from ncmonitor.recipes.seeds import fit_seeds
+from ncmonitor.recipes.series import fit_series
+from ncmonitor.recipes.ways import config_files, words_of_ways
 
 #: Said of every small run, with nothing for its user to do about it.
 _NOISE: Final = (
@@ -32,16 +34,20 @@ def main(args: Sequence[str]) -> int:
 
     Args:
         args: The words after ``fit``: a recipe or ``--config FILE``, then any option;
-            ``--seeds N`` and ``--resume`` among them.
+            ``--seeds N``, ``--way NAME`` and ``--resume`` among them.
 
     Returns:
-        0, or 1 if one of several seeds failed.
+        0, or 1 if one of several runs failed.
 
     Raises:
         InputError: If words, config, model or data cannot work; raised before training starts.
     """
-    given, seeds, resume = _taken(args)
+    if args and args[0] in STUDIES:
+        study: Callable[[Sequence[str]], int] = importlib.import_module(STUDIES[args[0]]).main
+        return study(args[1:])
+    given, own = _taken(args)
     words, name = _resolve(given)
+    ways = words_of_ways(words, own.way)
     os.environ.setdefault("WANDB_QUIET", "true")  # no charts of 60 metrics in the terminal
     rank_zero_module.log.addFilter(_is_news)
     if not {"", str(Path.cwd())} & set(sys.path):
@@ -50,30 +56,40 @@ def main(args: Sequence[str]) -> int:
         for message in _NOISE:
             warnings.filterwarnings("ignore", message=message)
         try:
-            if seeds is not None:
-                return fit_seeds(name, words, given, seeds, resume=resume)
-            FitCLI(name, words, resume=resume)
+            if own.seeds is not None or len(ways) > 1:
+                return fit_series(name, ways, given, own.seeds, resume=own.resume)
+            FitCLI(name, *ways.values(), resume=own.resume)
         except (MisconfigurationException, UsageError) as error:  # the user's mistakes, by name
             raise InputError(" ".join(str(error).split())) from error
     return 0
 
 
-def _taken(args: Sequence[str]) -> tuple[list[str], int | None, bool]:
-    """Take ``--seeds N`` and ``--resume`` out of the words: they are no options of a run."""
+class _Own(NamedTuple):
+    """What is no option of a run, but of the command."""
+
+    seeds: int | None = None
+    way: str | None = None
+    resume: bool = False
+
+
+def _taken(args: Sequence[str]) -> tuple[list[str], _Own]:
+    """Take ``--seeds N``, ``--way NAME`` and ``--resume`` out of the words."""
     words: list[str] = []
-    seeds, resume = None, False
+    own = _Own()
     rest = iter(args)
     for word in rest:
         key, equals, value = word.partition("=")
         if key == "--seeds":
-            seeds = _number_of_seeds(value if equals else next(rest, ""))
+            own = own._replace(seeds=_number_of_seeds(value if equals else next(rest, "")))
+        elif key == "--way":
+            own = own._replace(way=value if equals else next(rest, ""))
         elif key == "--resume":
             if equals:
                 raise InputError(f"--resume takes no value, but got {value!r}")
-            resume = True
+            own = own._replace(resume=True)
         else:
             words.append(word)
-    return words, seeds, resume
+    return words, own
 
 
 def _number_of_seeds(text: str) -> int:
@@ -88,11 +104,7 @@ def _resolve(args: Sequence[str]) -> tuple[list[str], str]:
     if words and not words[0].startswith("-"):
         recipe = find_recipe(words[0])
         return ["--config", str(recipe.path), *words[1:]], recipe.name
-    for i, word in enumerate(words):
-        key, equals, value = word.partition("=")
-        if key not in ("-c", "--config") or not (equals or words[i + 1 :]):
-            continue
-        file = Path(value if equals else words[i + 1])
+    for _, file in config_files(words):
         if not file.is_file():
             hint = f"; the recipe: ncmonitor fit {file}" if str(file) in recipes() else ""
             what = f"{str(file)!r} is a folder" if file.is_dir() else f"there is no {str(file)!r}"

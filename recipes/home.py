@@ -11,7 +11,13 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only  # type: ignore
 from ncmonitor._checks import InputError
 from ncmonitor.recipes.options import check_free
 from ncmonitor.recipes.resume import run_to_resume
-from ncmonitor.recipes.run_folder import Home, dry_run_home, home_handed_on, new_run_folder
+from ncmonitor.recipes.run_folder import (
+    Home,
+    dry_run_home,
+    home_handed_on,
+    label_of,
+    new_run_folder,
+)
 
 
 def is_first_process() -> bool:
@@ -52,7 +58,8 @@ def home_of_run(name: str, config: Any, options: dict[str, Any], *, resume: bool
         return run_to_resume(name, None if seed is False else seed, named, options)
     if named is None:
         seed = config.seed_everything
-        return Home(new_run_folder(name, None if seed is False else f"seed{seed}"), made=True)
+        label = label_of(config.way, None if seed is False else seed)
+        return Home(new_run_folder(name, label), made=True)
     if config.ckpt_path is None and is_first_process():
         check_free(named)
     return Home(named, made=not named.exists())

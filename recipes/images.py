@@ -196,6 +196,15 @@ def flipped(images: Tensor) -> Tensor:
     return torch.where(chosen, images.flip(-1), images)
 
 
+def quarter_turned(images: Tensor) -> Tensor:
+    """Turn each of (N, C, H, H) images by a random multiple of 90°; pixels are moved alone."""
+    chosen = torch.randint(4, (len(images), 1, 1, 1), device=images.device)
+    turned = images
+    for turns in (1, 2, 3):
+        turned = torch.where(chosen == turns, images.rot90(turns, (-2, -1)), turned)
+    return turned
+
+
 def zoomed(images: Tensor) -> Tensor:
     """Cut out a part of each of (N, C, H, W) images and resize it, as usual for ImageNet."""
     crop = v2.RandomResizedCrop(list(images.shape[-2:]), antialias=True)

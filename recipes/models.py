@@ -13,6 +13,7 @@ from torch import nn
 
 from ncmonitor._checks import InputError, nearest
 from ncmonitor.recipes import small_images
+from ncmonitor.recipes.equivariant import P4Net
 from ncmonitor.recipes.small_images import SMALL, Body
 
 STEMS: Final = ("small", "imagenet")
@@ -139,7 +140,7 @@ _DESIGNS: Final = {
 }
 
 #: What :func:`network` makes.
-NETWORKS: Final = ("mlp", "convnet", *_DESIGNS)
+NETWORKS: Final = ("mlp", "convnet", "p4net", *_DESIGNS)
 
 
 def network(
@@ -167,6 +168,8 @@ def network(
         return MLP(inputs=channels * image_size**2, classes=classes)
     if name == "convnet":
         return ConvNet(channels=channels, image_size=image_size, classes=classes)
+    if name == "p4net":
+        return P4Net(channels=channels, image_size=image_size, classes=classes)
     small = _has_small_stem(image_size, stem)
     return Network(_DESIGNS[name].body(channels, image_size, small), classes)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ncmonitor._checks import InputError, nearest
-from ncmonitor.catalogue import CATALOGUE, quantity_of
+from ncmonitor.catalogue import hint_of, quantity_of
 from ncmonitor.history import HISTORY_FILE, LAYER_MARK, NULL_SPLIT, ONLINE_SPLIT
 
 #: As the parser reads it: numbers where there are any; what else there is, ours refuses in words.
@@ -93,9 +93,7 @@ def _check_metric(key: str) -> None:
         return
     split, _, name = key.rpartition("/")
     if quantity_of(name) is None:
-        known = [name for name, entry in CATALOGUE.items() if not entry.vector]
-        hint = nearest(name, known) or "; ncmonitor metrics lists them"
-        raise InputError(f"expect.{key}: unknown metric {name!r}{hint}")
+        raise InputError(f"expect.{key}: unknown metric {name!r}{hint_of(name)}")
     whole = split.partition(LAYER_MARK)[0]
     if not re.fullmatch(rf"({'|'.join(_SPLITS)})|(val|test)\d+", whole):
         raise InputError(f"expect.{key}: unknown split {whole!r}{nearest(whole, _SPLITS)}")

@@ -19,7 +19,7 @@ from ncmonitor._checks import InputError
 from ncmonitor._words import shown
 from ncmonitor.history import HISTORY_FILE, read_history
 from ncmonitor.provenance import CONFIG_FILE, read_run, write_run
-from ncmonitor.recipes.run_folder import Home, is_held
+from ncmonitor.recipes.run_folder import Home, is_held, label_of
 
 #: Options without influence on what is trained and measured, or that say where it goes; those below
 #: them as well.
@@ -65,13 +65,15 @@ def is_finished(folder: Path, options: Mapping[str, Any]) -> bool:
 
 
 def _latest(name: str, seed: int | None, options: Mapping[str, Any]) -> Path:
-    wanted = r"\d{8}-\d{6}" + ("" if seed is None else f"-seed{seed}")
+    label = label_of(options.get("way"), seed)
+    wanted = r"\d{8}-\d{6}" + ("" if label is None else f"-{label}")
     found = run_folders(name, wanted)
     open_ones = [folder for folder in found if not is_finished(folder, options)]
     for folder in open_ones:
         if not is_held(folder):
             return folder
-    what = f"runs/{name}" if seed is None else f"runs/{name} with seed {seed}"
+    way = f" with way {options['way']}" if options.get("way") else ""
+    what = f"runs/{name}{way}" + ("" if seed is None else f" with seed {seed}")
     if not found:
         said = f"{what} has no run"
     elif open_ones:

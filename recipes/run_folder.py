@@ -78,7 +78,7 @@ def new_run_folder(recipe: str, label: str | None) -> Path:
 
     Args:
         recipe: Name of the recipe or config.
-        label: What to tell runs apart by: ``seed0``, ``seeds3``.
+        label: What to tell runs apart by: ``seed0``, ``seeds3``, ``plain-seed0``.
     """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")  # local time: for people, in a name
     name = stamp if label is None else f"{stamp}-{label}"
@@ -95,6 +95,12 @@ def new_run_folder(recipe: str, label: str | None) -> Path:
             ) from error
         return folder
     raise InputError(f"runs/{recipe} already holds a thousand runs called {name}")
+
+
+def label_of(way: str | None, seed: int | None) -> str | None:
+    """Return what tells a run apart from others of its recipe, as its folder's name has it."""
+    parts = [*([way] if way else []), *([] if seed is None else [f"seed{seed}"])]
+    return "-".join(parts) or None
 
 
 def dry_run_home() -> Home:

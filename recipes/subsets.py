@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -48,10 +48,8 @@ class Selection:
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, but is {value}")
         _check_seed(self.seed)
-        if self.imbalance is not None and self.imbalance not in PROFILES:
-            hint = nearest(self.imbalance, PROFILES)
-            expected = " or ".join(PROFILES)
-            raise InputError(f"imbalance must be {expected}, but is {self.imbalance!r}{hint}")
+        if self.imbalance is not None:
+            check_one_of("imbalance", self.imbalance, tuple(PROFILES))
         if (self.imbalance is None) != (self.ratio is None):
             raise InputError(
                 "imbalance and imbalance_ratio go together, but imbalance is "
@@ -218,6 +216,13 @@ class Relabelling:
         shift = torch.from_numpy(rng.integers(1, num_classes, size=len(chosen)))
         labels[chosen] = (labels[chosen] + shift) % num_classes
         return labels
+
+
+def check_one_of(option: str, value: str, known: Sequence[str]) -> None:
+    """Refuse a word that is none of those known; near ones are offered."""
+    if value not in known:
+        expected = " or ".join(known) if len(known) == 2 else f"one of {', '.join(known)}"
+        raise InputError(f"{option} must be {expected}, but is {value!r}{nearest(value, known)}")
 
 
 def _check_seed(seed: int) -> None:

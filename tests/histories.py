@@ -75,6 +75,8 @@ def _metrics(epoch: int, split: str, error: float, rng: np.random.Generator) -> 
         start, floor = _COURSES.get(entry.name, (0.4, 0.02))
         decay = (start - floor) * np.exp(-5.5 * np.sqrt(epoch / 150))
         values[entry.name] = float((floor + decay) * np.exp(rng.normal(0, 0.05)))
+    total = values["sk_breaking_means"]
+    values |= {"sk_breaking_norm": 0.6 * total, "sk_breaking_pair": 0.8 * total}  # 0.36 + 0.64 = 1
     values |= {"nc4_disagreement": error, "ncc_accuracy": 1 - error, "feature_dtype": 24.0}
     return values | _COUNTS | dict.fromkeys(_ZEROS, 0.0)
 

@@ -15,11 +15,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ncmonitor._axes import SERIES, own_style
+from ncmonitor._symmetry_table import ROUNDING
 from ncmonitor.catalogue import CATALOGUE
+from ncmonitor.compare.plots import ORDER_PARAMETERS
 from ncmonitor.recipes.ufm_theory import seli_limit
 from recipe_results import RESULTS, known_runs, last_rows
 
 QUANTITIES: Final = ("nc1", "nc2_etf_means", "nc3_self_duality")
+WAYS: Final = ("plain", "augmented", "equivariant")
+ORBITS: Final = {
+    "nc1_quotient, upright": ("train", "plain/nc1_quotient"),
+    "orbit_quot": ("train", "rotations90/orbit_quot"),
+    "test accuracy, worst of orbit": ("val", "rotations90/acc_orbit_worst"),
+}
 QUICK: Final = ("digits", "mnist_quick", "cifar10_quick", "random_labels")
 
 
@@ -64,6 +72,57 @@ def imbalance() -> Figure:
         limit = seli_limit([1000] * 5 + [1000 // ratio] * 5, ["imbalance"])
         rows.append(_point(ratio, "SELI limit", limit.minority_cos, limit.norm_ratio))
     return _by_ratio(pd.DataFrame(rows), ("minority_cos", "norm_ratio"))
+
+
+def rotations() -> Figure:
+    """Draw collapse of the classes, collapse of the orbits and accuracy on whole orbits."""
+    data = {"digits_rot90": "digits", "mnist_rotation": "MNIST"}
+    with own_style():
+        figure = Figure(figsize=(9.0, 5.0), layout="constrained")
+        for axes, (recipe, title) in zip(figure.subplots(2, 3), data.items(), strict=True):
+            parts = [pd.read_csv(RESULTS / f"{recipe}_{w}.csv").assign(way=w) for w in WAYS]
+            table = pd.concat(parts).dropna(subset=["symmetry/plain/acc"])
+            for ax, (what, (split, name)) in zip(axes, ORBITS.items(), strict=True):
+                rows = table[table["split"] == split].assign(value=table[f"symmetry/{name}"])
+                rows["value"] = rows["value"].where(rows["value"] > ROUNDING)  # else it is 0
+                look = {"hue": "way", "palette": SERIES[:3], "errorbar": ("pi", 100)}
+                sns.lineplot(rows, x="epoch", y="value", ax=ax, **look)
+                ax.set(xlabel="epoch", ylabel=None, xscale="symlog")
+                ax.set_ylim(0, 1.02) if "acc" in name else ax.set_yscale("log")
+                ax.set_title(f"{what} ({title})", loc="left", fontweight="bold")
+                _one_legend(ax, first=ax is figure.axes[0])
+            axes[1].set_ylim(*_around(axes[0], axes[1]))
+            axes[0].set_ylim(axes[1].get_ylim())
+    return figure
+
+
+def _around(*axes: Axes) -> tuple[float, float]:
+    low, high = zip(*(ax.get_ylim() for ax in axes), strict=True)
+    return min(low), max(high)
+
+
+def symmetry_breaking() -> Figure:
+    """Draw the order parameters of the classes' symmetry, and what SELI leaves of them."""
+    ways = {
+        "139 of each class": "symmetry_breaking_equal",
+        "139 of five, 14 of five": "symmetry_breaking_unequal",
+    }
+    tables = [pd.read_csv(RESULTS / f"{label}.csv").assign(way=way) for way, label in ways.items()]
+    table = pd.concat(tables).query("split == 'train'")
+    limit = seli_limit([139] * 5 + [14] * 5, ORDER_PARAMETERS)
+    with own_style():
+        figure = Figure(figsize=(9.6, 2.8), layout="constrained")
+        panels = figure.subplots(1, len(ORDER_PARAMETERS), sharey=True)
+        for ax, name in zip(panels, ORDER_PARAMETERS, strict=True):
+            look = {"hue": "way", "palette": SERIES[:2], "errorbar": ("pi", 100)}
+            sns.lineplot(table, x="epoch", y=name, ax=ax, **look)
+            ax.axhline(getattr(limit, name), color=SERIES[1], linestyle=":", linewidth=1)
+            ax.set_xscale("symlog", linthresh=1)
+            ax.set_xticks([0, 1, 10, 100], labels=["0", "1", "10", "100"])
+            ax.set(xlabel="epoch", ylabel=None, ylim=(0, None), xlim=(0, 150))
+            _title(ax, name)
+            _one_legend(ax, first=name == ORDER_PARAMETERS[0])
+    return figure
 
 
 def _point(ratio: int, kind: str, cosine: float, norms: float) -> dict[str, Any]:
@@ -120,6 +179,8 @@ FIGURES: Final[dict[str, Callable[[], Figure]]] = {
     "balanced": balanced,
     "random_labels": random_labels,
     "imbalance": imbalance,
+    "symmetry_breaking": symmetry_breaking,
+    "rotations": rotations,
 }
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ import pandas as pd
 import yaml
 
 from ncmonitor._verdict import number
-from ncmonitor.catalogue import CATALOGUE
+from ncmonitor.catalogue import CATALOGUE, METRICS
 from ncmonitor.compare.aggregate import span, spread
 from ncmonitor.history import HISTORY_FILE, read_history
 from ncmonitor.provenance import read_run
+from ncmonitor.symmetry.table import SYMMETRY_FILE, read_symmetry
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 RESULTS, PAGE = RECIPES / "results", RECIPES / "RESULTS.md"
@@ -34,6 +35,11 @@ COLUMNS = (
     *("nc2_etf_w", "nc3_self_duality", "nc4_disagreement", "tpt_start_exact"),
 )
 SHOWN = ("nc1", "nc2_equinorm_means", "nc2_etf_means", "nc3_self_duality", "nc4_disagreement")
+#: Of the samples as they are ("plain") and of each group, where it applies.
+SYMMETRIES = (
+    *("acc", "nc1_quotient", "inv_error", "orbit_share", "orbit_quot", "nc1_aug"),
+    *("acc_orbit_mean", "acc_orbit_worst"),
+)
 EPOCHS = 50  # rows of a CSV by seed and split, evenly spaced in the logarithm
 
 #: Options that are left out of the commands shown.
@@ -73,7 +79,9 @@ def _runs_in(folder: Path) -> list[Path]:
 
 def _history(run: Path) -> pd.DataFrame:
     history, facts = read_history(run), read_run(run)
-    extra = facts["measurement"]["metrics"]
+    groups = {CATALOGUE[name].group for name in facts["measurement"]["metrics"]}
+    wanted = [q.name for q in METRICS if q.group in groups and q.name not in COLUMNS]
+    extra = [name for name in wanted if name in history]  # the default ones of a group, too
     table = history[["split", "epoch", *COLUMNS, *extra]].copy()
     table.insert(0, "seed", facts["seed"])
     for file in run.glob("lightning_logs/*/metrics.csv"):  # what a module logs of its own: ufm/...
@@ -82,11 +90,23 @@ def _history(run: Path) -> pd.DataFrame:
         if own:
             logged = logged.dropna(subset=["nc/epoch"])[["nc/epoch", *own]]
             table = table.merge(logged.rename(columns={"nc/epoch": "epoch"}), on="epoch")
+    table, acted_on = _with_symmetry(run, table)
     epochs = sorted(set(table["epoch"]))
-    kept = {epochs[0], epochs[-1]}
+    kept = {epochs[0], epochs[-1]} | acted_on
     for wanted in np.geomspace(1, max(epochs[-1], 1), EPOCHS):
         kept.add(min(epochs, key=lambda epoch: abs(epoch - wanted)))
     return table[table["epoch"].isin(kept)]
+
+
+def _with_symmetry(run: Path, table: pd.DataFrame) -> tuple[pd.DataFrame, set[int]]:
+    """Add what was measured of groups, ``symmetry/rotations90/orbit_quot``; return its epochs."""
+    if not (run / SYMMETRY_FILE).is_file():
+        return table, set()
+    rows = read_symmetry(run).query("layer == element == '' and group != 'parameters'")
+    wide = rows.pivot(index=["split", "epoch"], columns="group", values=[*SYMMETRIES])
+    wide.columns = pd.Index([f"symmetry/{pair[1]}/{pair[0]}" for pair in wide.columns])
+    wide = wide.dropna(axis="columns", how="all").reset_index()
+    return table.merge(wide, "left", ["split", "epoch"]), set(wide["epoch"])
 
 
 def _facts(label: str, runs: list[Path]) -> dict[str, Any]:

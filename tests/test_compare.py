@@ -24,7 +24,13 @@ from ncmonitor.compare import export_comparison, write_comparison
 from ncmonitor.compare.aggregate import aggregate, comparison_table, last_epochs, spread, thinned
 from ncmonitor.compare.expected import expected_table
 from ncmonitor.compare.groups import Group, differences, group_runs
-from ncmonitor.compare.plots import Look, compared_panel, look_of
+from ncmonitor.compare.plots import (
+    ORDER_PARAMETERS,
+    Look,
+    compared_panel,
+    look_of,
+    order_parameters,
+)
 from ncmonitor.compare.runs import Run, read_runs, run_folders
 from ncmonitor.compare.tables import Column
 from ncmonitor.compare.words import all_cautions, headline
@@ -118,6 +124,7 @@ def one_panel(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_panels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out all pictures, where only words and files are looked at."""
     monkeypatch.setattr("ncmonitor.compare.page.PANELS", ())
+    monkeypatch.setattr("ncmonitor.compare.page.order_parameters", lambda *_: None)
 
 
 # ---------------------------------------------------------------------------------- statistics
@@ -415,6 +422,44 @@ def test_a_panel_draws_the_mean_the_range_the_runs_and_the_onsets(tmp_path: Path
     assert list(lines_of(figure, "_TPT start")[0].get_xdata()) == [12, 13, 14]
 
 
+def order_of(folders: Sequence[Path]) -> tuple[Figure | None, list[pd.DataFrame]]:
+    groups = groups_of(folders)
+    tables = [aggregate([run.history for run in group.runs]) for group in groups]
+    return order_parameters(groups, tables, look_of(groups, pd.concat(tables))), tables
+
+
+def test_order_parameters_share_a_linear_axis_from_zero_and_a_logarithm_of_epochs(
+    tmp_path: Path,
+) -> None:
+    figure, [table] = order_of(make_seeds(tmp_path))
+    assert figure is not None
+    assert len(figure.axes) == len(ORDER_PARAMETERS)
+    for ax, name in zip(figure.axes, ORDER_PARAMETERS, strict=True):
+        rows = table[(table["metric"] == name) & (table["split"] == "train")]
+        [mean] = [line for line in ax.lines if line.get_label() == "_mean"]
+        assert np.array_equal(mean.get_ydata(), rows["mean"])
+        band = np.asarray(ax.collections[0].get_paths()[0].vertices)[:, 1]
+        assert (band.min(), band.max()) == (rows["min"].min(), rows["max"].max())
+        assert (ax.get_yscale(), ax.get_xscale()) == ("linear", "symlog")
+        assert ax.get_ylim() == figure.axes[0].get_ylim()
+        assert ax.get_ylim()[0] == 0
+        assert ax.get_ylim()[1] >= band.max()
+        assert ax.get_title("left") == CATALOGUE[name].label
+
+
+def test_without_order_parameters_there_is_no_picture_of_them(tmp_path: Path) -> None:
+    rows = [
+        {key: value for key, value in row.items() if not key.startswith("sk_")}
+        for row in collapse_rows(range(5))
+    ]
+    figure, _ = order_of([make_run(tmp_path / "old", rows)])
+    assert figure is None
+    some = [row | {"sk_breaking_w": 0.5} for row in rows]
+    figure, _ = order_of([make_run(tmp_path / "some", some)])
+    assert figure is not None
+    assert len(figure.axes) == 1
+
+
 def test_a_range_that_reaches_zero_stays_on_a_logarithmic_axis(tmp_path: Path) -> None:
     folders = make_seeds(tmp_path, 2)
     rows = [
@@ -605,7 +650,8 @@ def test_the_page_shows_the_verdicts_and_whose_expectation_cannot_be_judged(
 
 
 def test_the_page_holds_every_panel_and_every_quantity(page: Page) -> None:
-    assert page.tags["figure"] == sum(map(len, PANELS))
+    assert page.tags["figure"] == sum(map(len, PANELS)) + 1  # and the order parameters, in one
+    assert all(CATALOGUE[name].meaning in page.text for name in ORDER_PARAMETERS)
     assert page.tags["script"] == 0
     assert set(page.text.split()) >= {q.name for q in METRICS if q.default}
     for name in (name for names in PANELS for name in names):
@@ -749,7 +795,7 @@ def test_degenerate_runs_have_a_comparison(case: str, grouped: bool, tmp_path: P
         for i, rows in enumerate(DEGENERATE[case])
     ]
     page = Page(write_comparison(folders, tmp_path / "out").read_text(encoding="utf-8"))
-    assert page.tags["figure"] == 2
+    assert page.tags["figure"] == 3  # the third: the order parameters, in every history
     assert all(f"run{i}" in page.text for i in range(len(folders)))
 
 

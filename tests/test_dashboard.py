@@ -30,6 +30,8 @@ from ncmonitor.catalogue import (
 from ncmonitor.cli import main
 from ncmonitor.keys import log_values
 from ncmonitor.measure import measure_collapse
+from ncmonitor.symmetry.rows import keys_to_come
+from symmetries import symmetry_rows
 from toys import blobs
 from wandb_server import Server, wandb_server
 
@@ -74,8 +76,8 @@ def test_every_default_metric_and_the_clock_have_a_chart() -> None:
 
 
 def test_the_sections_are_those_of_the_paper_and_around_it() -> None:
-    words = ["Overview", "NC1", "NC2", "NC3", "NC4", "Classes", "Layers", "Symmetry", "Norms",
-             "Media", "Comparison", "Diagnostics"]  # fmt: skip
+    words = ["Overview", "NC1", "NC2", "NC3", "NC4", "Classes", "Layers", "Symmetry", "Invariance",
+             "Norms", "Media", "Comparison", "Diagnostics"]  # fmt: skip
     titles = [part.title for part in parts()]
     assert [title.split(" ")[0].rstrip(":") for title in titles] == words
     assert all("?" in title for title in titles)  # each says what it answers
@@ -101,7 +103,7 @@ def test_what_runs_do_not_log_by_default_is_in_panels_that_say_so() -> None:
         for panel in part.panels:
             if panel.kind in ("line", "grouped", "scalar"):
                 assert {key.split("/")[-1] for key in panel.keys} <= default
-    drawn, asked = [p for p in parts()[9].panels if p.kind == "media"]
+    drawn, asked = [p for p in parts()[10].panels if p.kind == "media"]
     assert {key.split("/")[1] for key in drawn.keys} == {*figure_drawing.DEFAULT}
     assert {key.split("/")[1] for key in asked.keys} == {*FIGURES} - {*figure_drawing.DEFAULT}
     assert "asked for" in asked.title
@@ -123,6 +125,20 @@ def test_patterns_find_the_keys_of_layers_and_classes() -> None:
     assert not re.search(pattern, "nc/train/layer/body.0/nc1_quotient")
     [pattern] = [p.keys[0] for p in page["Classes"] if p.kind == "pattern"]
     assert re.search(pattern, "nc/train/nc1_per_class/12")
+
+
+def test_every_number_of_symmetry_that_is_shown_is_found_by_the_pattern_of_its_panel() -> None:
+    page = {title.split(":")[0]: found for title, found in panels().items()}
+    keys = [*keys_to_come(symmetry_rows([0], layers=("body.2",)), "nc")]
+    for panel in page["Invariance"][1:]:
+        assert any(re.search(panel.keys[0], key) for key in keys), panel.title
+    [both] = [p.keys[0] for p in page["Invariance"] if p.title.startswith("class collapse")]
+    assert [key for key in keys if re.search(both, key)] == [
+        "nc/train/symmetry/plain/nc1_quotient",
+        "nc/train/symmetry/rotations90/orbit_quot",
+    ]
+    [elements] = [p.keys[0] for p in page["Invariance"] if "each element" in p.title]
+    assert not re.search(elements, "nc/val/symmetry/rotations90/acc")
 
 
 def test_a_logarithmic_axis_is_only_where_zero_cannot_occur() -> None:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from histories import collapse, collapse_rows
 from ncmonitor import InputError
 from ncmonitor._verdict import cautions, headline, number, standings
-from ncmonitor.catalogue import CATALOGUE, METRICS
+from ncmonitor.catalogue import CATALOGUE, METRICS, MONITORED
 from ncmonitor.history import read_history
 from ncmonitor.html import write_report
 from ncmonitor.html.page import GROUPS, formula
@@ -46,11 +46,12 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what takes a second and does not depend on what is tested."""
     monkeypatch.setattr("ncmonitor.html.pictures.PANELS", ())
     monkeypatch.setattr("ncmonitor.html.pictures.PATHS", ())
+    monkeypatch.setattr("ncmonitor.html.symmetry.has_budget", lambda history: False)
     monkeypatch.setattr("ncmonitor.html.overview", lambda history: Figure())
 
 
 def test_the_page_holds_a_figure_per_panel_and_every_metric_name(page: Page) -> None:
-    assert page.tags["figure"] == len(PANELS) + len(PATHS)
+    assert page.tags["figure"] == len(PANELS) + len(PATHS) + 1  # and the irrep budget
     assert page.tags["script"] == 0
     words = set(page.text.split())
     assert {entry.name for entry in METRICS if entry.default} <= words
@@ -60,7 +61,8 @@ def test_the_page_holds_a_figure_per_panel_and_every_metric_name(page: Page) -> 
 
 
 def test_every_group_of_the_catalogue_has_a_title() -> None:
-    assert {entry.group for entry in CATALOGUE.values()} - {"regression"} == set(GROUPS)
+    groups = {entry.group for entry in CATALOGUE.values()}
+    assert groups - {"regression", *MONITORED} == set(GROUPS)
 
 
 def test_every_definition_and_meaning_is_visible(page: Page) -> None:
@@ -254,7 +256,7 @@ DEGENERATE = {
 @pytest.mark.parametrize("case", DEGENERATE)
 def test_a_degenerate_history_has_a_report(case: str, tmp_path: Path) -> None:
     page = read(make_run(tmp_path / "run", DEGENERATE[case]))
-    assert len(PANELS) <= page.tags["figure"] <= len(PANELS) + len(PATHS)
+    assert len(PANELS) <= page.tags["figure"] <= len(PANELS) + len(PATHS) + 1
     assert set(page.text.split()) >= SHOWN
 
 

@@ -25,17 +25,21 @@ ALLOWED: dict[str, set[str]] = {
     "ncmonitor/catalogue.py": {"ncmonitor"},
     # The table, the pictures and the page.
     "ncmonitor/history.py": {"ncmonitor", "pandas"},
+    "ncmonitor/symmetry/table.py": {"ncmonitor", "pandas"},
     "ncmonitor/report.py": {"ncmonitor", "pandas"} | _NUMBERS,
     "ncmonitor/_axes.py": {"ncmonitor"} | _NUMBERS | _PICTURES,
     "ncmonitor/plots": {"ncmonitor", "PIL"} | _NUMBERS | _PICTURES,
     "ncmonitor/_table.py": {"ncmonitor", "pandas"},
     "ncmonitor/_verdict.py": {"ncmonitor", "pandas"},
+    "ncmonitor/_symmetry_table.py": {"ncmonitor", "numpy", "pandas"},
+    "ncmonitor/_symmetry_words.py": {"ncmonitor", "numpy", "pandas"},
     "ncmonitor/_expect.py": {"ncmonitor", "yaml"},
     "ncmonitor/expected.py": {"ncmonitor", "pandas"},
     "ncmonitor/html/__init__.py": {"ncmonitor", "pandas"},
     "ncmonitor/html/page.py": {"ncmonitor", "jinja2", "markupsafe", "PIL"} | _PICTURES,
     "ncmonitor/html/facts.py": {"ncmonitor", "pandas"},
     "ncmonitor/html/tables.py": {"ncmonitor", "pandas"},
+    "ncmonitor/html/symmetry.py": {"ncmonitor", "numpy", "pandas"},
     "ncmonitor/html/classes.py": {"ncmonitor", "numpy", "pandas"},
     "ncmonitor/html/pictures.py": {"ncmonitor", "markupsafe", "numpy"} | _PICTURES,
     "ncmonitor/html/film.py": {"ncmonitor", "PIL"},
@@ -45,6 +49,8 @@ ALLOWED: dict[str, set[str]] = {
     "ncmonitor/compare/aggregate.py": {"ncmonitor", "pandas"} | _NUMBERS,
     "ncmonitor/compare/plots.py": {"ncmonitor"} | _NUMBERS | _PICTURES,
     "ncmonitor/compare/page.py": {"ncmonitor", "pandas"},
+    "ncmonitor/compare/symmetry.py": {"ncmonitor", "pandas"},
+    "ncmonitor/compare/symmetry_table.py": {"ncmonitor", "numpy", "pandas"},
     "ncmonitor/compare/__init__.py": {"ncmonitor", "pandas"},
     # A run in the terminal.
     "ncmonitor/watch/__init__.py": {"ncmonitor"},
@@ -56,6 +62,7 @@ ALLOWED: dict[str, set[str]] = {
     # Weights & Biases from what a run left on disk, and the workspace as code.
     "ncmonitor/_wandb_run.py": {"ncmonitor", "wandb", "pandas"},
     "ncmonitor/_run_facts.py": {"ncmonitor", "pandas", "yaml"},
+    "ncmonitor/_sync_rows.py": {"ncmonitor", "pandas"},
     "ncmonitor/sync.py": {"ncmonitor", "wandb", "pandas"},
     "ncmonitor/dashboard.py": {"ncmonitor", "wandb_workspaces"},
     # When to measure and where to send it; never which model or data.
@@ -64,6 +71,8 @@ ALLOWED: dict[str, set[str]] = {
     | {"torchvision", "jsonargparse", "sklearn", "yaml"}
     | _NUMBERS
     | _TRAINER,
+    "recipes/zoo/geometric.py": {"ncmonitor", "ncmonitor.recipes", "torch", "torch_geometric"},
+    "recipes/zoo/figure.py": {"ncmonitor", "ncmonitor.recipes", "numpy", "matplotlib"},
 }
 SUBPACKAGES = {"callbacks", "recipes"}
 

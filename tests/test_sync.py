@@ -18,9 +18,11 @@ from pytorch_lightning.loggers import WandbLogger
 from ncmonitor import sync
 from ncmonitor._checks import InputError
 from ncmonitor._sync_note import NOTE_FILE, Synced, read_notes, write_notes
-from ncmonitor.callbacks import NeuralCollapse
+from ncmonitor.callbacks import NeuralCollapse, SymmetryMonitor
 from ncmonitor.cli import main
 from ncmonitor.history import read_history
+from ncmonitor.symmetry import Action, Group
+from ncmonitor.symmetry.table import read_symmetry
 from ncmonitor.sync import PATIENCE, sync_run
 from toys import Toy, train_loader, trainer, val_loader
 from wandb_files import definitions, offline_run, records, summary
@@ -247,6 +249,106 @@ def test_a_half_written_run_of_which_only_the_history_is_left_can_be_replayed(
     done = sync_run(run_dir, mode="offline")
     assert done.rows == len(read_history(run_dir))
     assert sync_run(run_dir).new == 0
+
+
+# -- symmetry --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def live_symmetry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose symmetry was measured and logged live."""
+    folder = tmp_path_factory.mktemp("symmetry")
+    mirror = Group.of("mirror", [Action("flip", lambda x: x.flip(-1))], kind="vectors", exact=True)
+    collapse = NeuralCollapse(run_dir=folder, verbose=False)
+    symmetry = SymmetryMonitor(mirror, layers="body.0", verbose=False)
+    logger = WandbLogger(project="test", save_dir=folder, offline=True)
+    made = trainer(collapse, symmetry, max_epochs=EPOCHS, logger=logger)
+    made.fit(Toy(), train_loader(), val_loader())
+    logger.experiment.finish()
+    return folder
+
+
+@pytest.fixture
+def with_symmetry(live_symmetry: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "20260101-120000-seed1"
+    folder.mkdir()
+    for name in ("history.csv", "symmetry.csv", "run.json"):
+        shutil.copy(live_symmetry / name, folder)
+    return folder
+
+
+def by_epoch(run: Path, mark: str = "/") -> dict[tuple[float, str], float]:
+    """Return every number of ours in a run, by epoch and key."""
+    items = [record["item"] for record in records(run, "history")]
+    return {
+        (item["nc/epoch"], key): value
+        for item in items
+        for key, value in item.items()
+        if key.startswith("nc/") and mark in key and key != "nc/tpt/onset"
+    }
+
+
+def test_the_replay_has_every_number_of_symmetry_that_the_live_run_has(
+    live_symmetry: Path, with_symmetry: Path
+) -> None:
+    done = sync_run(with_symmetry, mode="offline")
+    table = read_symmetry(with_symmetry)
+    assert (done.rows, done.groups) == (len(read_history(with_symmetry)), len(table))
+    assert done.new == done.whole == done.rows + done.groups
+    replay, logged = replayed(with_symmetry), offline_run(live_symmetry)
+    assert by_epoch(replay) == by_epoch(logged)
+    last = (float(EPOCHS), "nc/train/layer/body.0/symmetry/mirror/inv_error/flip")
+    assert last in by_epoch(replay)
+    axes = [
+        {
+            key: (defined.get("step_metric"), defined.get("summary"))
+            for key, defined in definitions(run).items()
+            if "/symmetry/" in key or "/parameters/" in key
+        }
+        for run in (replay, logged)
+    ]
+    assert axes[0]
+    assert axes[0].items() <= axes[1].items()
+    assert axes[0]["nc/train/symmetry/mirror/orbit_quot"][0] == "nc/epoch"
+
+
+def test_rows_of_symmetry_alone_are_a_second_part(with_symmetry: Path) -> None:
+    path = with_symmetry / "symmetry.csv"
+    whole = path.read_text()
+    head, *lines = whole.splitlines(keepends=True)
+    path.write_text(head + "".join(x for x in lines if int(x.split(",")[0]) <= 1))
+    before = sync_run(with_symmetry, mode="offline")
+    place = with_symmetry / str(before.folder)
+    (place / f"run-{before.run_id}.wandb.synced").touch()  # as `wandb sync` does
+    path.write_text(whole)
+    after = sync_run(with_symmetry)
+    assert (after.run_id, after.new) == (before.run_id, after.groups - before.groups)
+    part = with_symmetry / str(after.folder)
+    epochs = {epoch for epoch, _ in by_epoch(part, "/symmetry/")}
+    assert epochs == {float(epoch) for epoch in range(2, EPOCHS + 1)}
+    values = read_symmetry(with_symmetry).query(
+        "split == 'train' and layer == '' and group == 'mirror' and element == ''"
+    )["orbit_quot"]
+    kept = summary(part)["summary"]["nc/train/symmetry/mirror/orbit_quot"]
+    assert kept == {"min": values.min(), "last": values.iloc[-1]}
+    assert sync_run(with_symmetry).new == 0
+
+
+def test_symmetry_that_changed_after_an_upload_makes_a_new_run(with_symmetry: Path) -> None:
+    before = sync_run(with_symmetry, mode="offline")
+    (with_symmetry / str(before.folder) / f"run-{before.run_id}.wandb.synced").touch()
+    path = with_symmetry / "symmetry.csv"
+    head, *lines = path.read_text().splitlines(keepends=True)
+    path.write_text(head + "".join(lines[:-1]))
+    assert sync_run(with_symmetry).run_id != before.run_id
+
+
+def test_a_table_of_symmetry_that_is_damaged_is_left_out_and_told(with_symmetry: Path) -> None:
+    (with_symmetry / "symmetry.csv").write_text("epoch,step\n1,2\n")
+    said: list[str] = []
+    done = sync_run(with_symmetry, mode="offline", say=said.append)
+    assert done.groups == 0
+    assert "symmetry.csv is left out" in said[0]
 
 
 # -- online, at a loopback server ------------------------------------------------------------------

@@ -92,6 +92,7 @@ def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
             labels.append(f"{base} · no config.yaml")
             continue
         apart = [name for name, _ in differences(known)]
+        apart = ["way"] if "way" in apart else apart  # the name of what differs
         options = group[0].options or {}
         said = [f"{name.rpartition('.')[2]} {options[name]}" for name in apart if name in options]
         more = ", …" if len(said) > 3 else ""

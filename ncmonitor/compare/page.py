@@ -13,8 +13,17 @@ from ncmonitor.catalogue import CATALOGUE
 from ncmonitor.compare import aggregate, words
 from ncmonitor.compare.expected import expected_table
 from ncmonitor.compare.groups import Group, differences
-from ncmonitor.compare.plots import DASHES, Look, compared_panel, look_of
+from ncmonitor.compare.plots import (
+    DASHES,
+    ORDER_PARAMETERS,
+    Look,
+    compared_panel,
+    look_of,
+    order_parameters,
+)
 from ncmonitor.compare.runs import Run
+from ncmonitor.compare.symmetry import orbits_beside_classes
+from ncmonitor.compare.symmetry_table import symmetry_table
 from ncmonitor.compare.tables import Column, all_table, main_table, run_table
 from ncmonitor.html.facts import environment, measured
 from ncmonitor.html.page import inline_svg, moment, templates
@@ -71,6 +80,9 @@ def render(
         thinned=any(column.table["epoch"].nunique() > look.points for column in columns),
         several=any(len(group.runs) > 1 for group in groups),
         panels=list(_panels(columns, look)),
+        order=_order(columns, look),
+        symmetry=orbits_beside_classes(groups),
+        invariance=symmetry_table(groups),
         main=main_table(columns, other_split(statistics)),
         all=tables,
         same_end=all(len({epoch for _, epoch, _ in table["heads"]}) < 2 for table in tables),
@@ -109,6 +121,14 @@ def _panels(columns: Sequence[Column], look: Look) -> Iterator[Picture]:
         figure = compared_panel(groups, tables, name, look)
         svg = inline_svg(figure, f"p{i}-", f"{quantity.label} by epoch")
         yield Picture(svg, "", (("", quantity),))
+
+
+def _order(columns: Sequence[Column], look: Look) -> Picture | None:
+    figure = order_parameters([c.group for c in columns], [c.table for c in columns], look)
+    if figure is None:
+        return None
+    quantities = tuple((CATALOGUE[name].label, CATALOGUE[name]) for name in ORDER_PARAMETERS)
+    return Picture(inline_svg(figure, "o0-", "Symmetry of the classes by epoch"), "", quantities)
 
 
 def _facts(runs: Sequence[Run]) -> tuple[list[tuple[str, str]], list[tuple[str, dict[str, str]]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -38,6 +38,12 @@ _MUCH_LONGER: Final = 6
 _POINTS_OF_A_LINE: Final = 300  # about one for each pixel of the axes
 _KEY: Final = 8.0  # size of the text below a panel that stands alone, in points
 _ROOM: Final = 180.0  # of a line of it: the width of the figure less margin and sample
+
+#: Order parameters of the symmetry of the classes: means, its exact split, and W.
+ORDER_PARAMETERS: Final = (
+    *("sk_breaking_means", "sk_breaking_norm", "sk_breaking_pair"),
+    "sk_breaking_w",
+)
 
 
 @dataclass(frozen=True)
@@ -115,23 +121,66 @@ def compared_panel(
     with own_style():
         figure = Figure(figsize=(3.4, 2.5))
         ax = figure.add_axes((0.15, 0.17, 0.83, 0.73))
-        _draw(groups, tables, ax, name, look)
+        _draw(groups, tables, ax, name, look, scale_of((name,)))
         ax.set_title(CATALOGUE[name].label, loc="left", fontweight="bold", y=1.03)
         ax.set_xlabel("epoch")
-        epochs = [run.history["epoch"] for group in groups for run in group.runs]
-        first, last = min(map(min, epochs)), max(map(max, epochs))
-        if look.log_epochs:
-            ax.set_xscale("symlog", linthresh=1)
-            ticks = [0, *(digit * 10**power for power in range(7) for digit in (1, 3))]
-            ax.xaxis.set_major_locator(FixedLocator([t for t in ticks if first <= t <= last]))
-            ax.xaxis.set_major_formatter("{x:.0f}")
-            ax.xaxis.set_minor_locator(NullLocator())
-            ax.set_xlim(first - 0.1 * (first == 0), 1.1 * last)
-        else:
-            ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
-            pad = max(0.5, 0.02 * (last - first))
-            ax.set_xlim(first - pad, last + pad)
+        _set_epochs(ax, groups, log=look.log_epochs)
     return figure
+
+
+def order_parameters(
+    groups: Sequence[Group], tables: Sequence[pd.DataFrame], look: Look
+) -> Figure | None:
+    """Draw how broken the symmetry of the classes is, by epoch: :data:`ORDER_PARAMETERS`.
+
+    Lines, bands and triangles are those of :func:`compared_panel`, of the training set. The panels
+    share a linear axis from 0, the symmetric phase, so that they can be read against each other,
+    and a logarithmic one of epochs, as the symmetry breaks and returns early.
+
+    Args:
+        groups: What is compared.
+        tables: Statistics of each group.
+        look: What to show.
+
+    Returns:
+        A figure as wide as a page; ``None`` if none of them was measured.
+    """
+    names = [n for n in ORDER_PARAMETERS if any(_was_measured(table, n) for table in tables)]
+    if not names:
+        return None
+    look = replace(look, splits=look.splits[:1])
+    with own_style():
+        width = 2.4 * len(names) + 0.5  # in inches, as the margins
+        figure = Figure(figsize=(width, 2.6))
+        figure.subplots_adjust(0.45 / width, 0.17, 1 - 0.1 / width, 0.88, wspace=0.1)
+        panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+        for ax, name in zip(panels, names, strict=True):
+            _draw(groups, tables, ax, name, look, "linear")
+            ax.set_title(CATALOGUE[name].label, loc="left", fontweight="bold", y=1.03)
+            ax.set_xlabel("epoch")
+            _set_epochs(ax, groups, log=True)
+        panels[0].set_ylim(bottom=0)
+    return figure
+
+
+def _was_measured(table: pd.DataFrame, name: str) -> bool:
+    return bool((table.loc[table["metric"] == name, "n"] > 0).any())
+
+
+def _set_epochs(ax: Axes, groups: Sequence[Group], *, log: bool) -> None:
+    epochs = [run.history["epoch"] for group in groups for run in group.runs]
+    first, last = min(map(min, epochs)), max(map(max, epochs))
+    if log:
+        ax.set_xscale("symlog", linthresh=1)
+        ticks = [0, *(digit * 10**power for power in range(7) for digit in (1, 3))]
+        ax.xaxis.set_major_locator(FixedLocator([t for t in ticks if first <= t <= last]))
+        ax.xaxis.set_major_formatter("{x:.0f}")
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.set_xlim(first - 0.1 * (first == 0), 1.1 * last)
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+        pad = max(0.5, 0.02 * (last - first))
+        ax.set_xlim(first - pad, last + pad)
 
 
 def with_key(figure: Figure, groups: Sequence[Group], look: Look) -> Figure:
@@ -183,10 +232,14 @@ def _line(colour: str, dashes: Sequence[float], label: str) -> Line2D:
 
 
 def _draw(
-    groups: Sequence[Group], tables: Sequence[pd.DataFrame], ax: Axes, name: str, look: Look
+    groups: Sequence[Group],
+    tables: Sequence[pd.DataFrame],
+    ax: Axes,
+    name: str,
+    look: Look,
+    scale: str,
 ) -> None:
     series, bands = [], []
-    scale = scale_of((name,))
     for i, (group, table) in enumerate(zip(groups, tables, strict=True)):
         for split in look.splits:
             rows = split_rows(table[table["metric"] == name], split)
@@ -232,6 +285,8 @@ def _draw_bands(ax: Axes, bands: Sequence[tuple[pd.DataFrame, str, bool]]) -> No
         low, high = (rows[key].to_numpy(dtype=float) for key in ("min", "max"))
         if np.isfinite(high).any():
             top = max(top, float(np.nanmax(high)))
+            if ax.get_yscale() == "linear":
+                bottom = min(bottom, float(np.nanmin(low)))
         ax.fill_between(
             rows["epoch"].to_numpy(dtype=float),
             np.maximum(low, bottom),  # a logarithmic axis has no place for an extreme at 0

@@ -17,7 +17,7 @@ from ncmonitor._expect import read_expectation
 from ncmonitor._table import split_names, tpt_start
 from ncmonitor.expected import cause_of, findings, floors_of
 from ncmonitor.history import read_history
-from ncmonitor.html import facts, pictures
+from ncmonitor.html import facts, pictures, symmetry
 from ncmonitor.html.classes import class_table
 from ncmonitor.html.files import PAPER, TABLE_FILE, write_figures, write_table
 from ncmonitor.html.film import film
@@ -27,6 +27,7 @@ from ncmonitor.html.tables import epoch_table, last_table, layer_table
 from ncmonitor.plots import overview
 from ncmonitor.provenance import read_run
 from ncmonitor.snapshot import SNAPSHOT_FILE
+from ncmonitor.symmetry.table import SYMMETRY_FILE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 #: The same picture under the same name as the one that a fit draws: nothing is there twice.
 OVERVIEW_FILE: Final = "figures/curves.png"
 _FILES: Final = (
-    *("history.csv", "run.json", "config.yaml", SNAPSHOT_FILE),
+    *("history.csv", SYMMETRY_FILE, "run.json", "config.yaml", SNAPSHOT_FILE),
     *(OVERVIEW_FILE, "figures/animation.gif"),
 )
 
@@ -85,14 +86,18 @@ def export_run(run_dir: str | Path, kind: str) -> list[Path]:
     snapshots, remarks = pictures.usable_snapshots(folder)
     for remark in remarks:
         warn(remark)
-    return write_figures(history, snapshots, folder / PAPER, kind)
+    groups, doubts = symmetry.read(folder)
+    for doubt in doubts:
+        warn(doubt)
+    return write_figures(history, snapshots, folder / PAPER, kind, groups)
 
 
 def _render(folder: Path, history: pd.DataFrame, run: dict[str, Any]) -> str:
     start = tpt_start(history)
     snapshots, remarks = pictures.usable_snapshots(folder)
     last = snapshots[-1] if snapshots and snapshots[-1].split == "train" else None
-    parts = _verdict(folder, history, run, remarks)
+    groups, doubts = symmetry.read(folder)
+    parts = _verdict(folder, history, run, [*remarks, *doubts])
     template = templates().get_template("report.html.j2")
     return template.render(
         name=folder.resolve().name,
@@ -108,6 +113,8 @@ def _render(folder: Path, history: pd.DataFrame, run: dict[str, Any]) -> str:
         film=film(snapshots),
         layer_maps=pictures.layer_maps(history),
         layers=layer_table(history),
+        budget=symmetry.budget(history),
+        symmetry=symmetry.section(groups),
         classes=class_table(history, run, last),
         last=last_table(history),
         epochs=epoch_table(history, start),

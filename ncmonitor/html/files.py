@@ -11,9 +11,21 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 
 from ncmonitor._axes import ACCENT, SHADE, fresh_axes, legend_above, own_style
+from ncmonitor._symmetry_table import group_names
 from ncmonitor.history import KEYS, LAYER_MARK
 from ncmonitor.html import pictures
-from ncmonitor.plots import PANELS, curves, grams, overview, phase, simplex, spectrum
+from ncmonitor.plots import (
+    PANELS,
+    collapse_and_orbits,
+    curves,
+    grams,
+    irrep_budget,
+    overview,
+    phase,
+    simplex,
+    spectrum,
+)
+from ncmonitor.plots._irreps import has_budget
 from ncmonitor.plots._simplex import reach_of
 
 if TYPE_CHECKING:
@@ -35,7 +47,11 @@ _NUMBERED: Final = 5
 
 
 def write_figures(
-    history: pd.DataFrame, snapshots: Sequence[Snapshot], folder: Path, kind: str
+    history: pd.DataFrame,
+    snapshots: Sequence[Snapshot],
+    folder: Path,
+    kind: str,
+    symmetry: pd.DataFrame | None = None,
 ) -> list[Path]:
     """Write the figures of a run, one file each, one or two columns of a journal wide.
 
@@ -44,11 +60,12 @@ def write_figures(
         snapshots: Of one split, with the same corner classes; the geometry is drawn of them.
         folder: Where to; made if missing.
         kind: ``"pdf"``: vectors, with fonts embedded; ``"png"``: 300 pixels per inch.
+        symmetry: The run's table of symmetry, if it has one.
 
     Returns:
         Paths of the files.
     """
-    drawn = (*_of_history(history), *_of_snapshots(snapshots))
+    drawn = (*_of_history(history), *_of_symmetry(history, symmetry), *_of_snapshots(snapshots))
     return [save(figure, folder / f"{name}.{kind}") for name, figure in drawn]
 
 
@@ -102,6 +119,17 @@ def _of_history(history: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
         yield f"path_{x}_{y}", ax.figure  # type: ignore[misc]
     for quantity in pictures.known_layers(history):
         yield f"layers_{quantity}", pictures.draw_layers(history, quantity, DOUBLE).figure
+
+
+def _of_symmetry(
+    history: pd.DataFrame, symmetry: pd.DataFrame | None
+) -> Iterator[tuple[str, Figure]]:
+    if (history["split"] == "train").any() and has_budget(history):
+        with own_style():
+            ax = irrep_budget(history, fresh_axes(SINGLE, 2.6))
+        yield "irrep_budget", ax.figure  # type: ignore[misc]
+    if symmetry is not None and group_names(symmetry):
+        yield "collapse_and_orbits", _shrunk(collapse_and_orbits(symmetry), SINGLE)
 
 
 def _put_key_above(ax: Axes) -> None:

@@ -27,6 +27,12 @@ def translation_flow(
         boundary: "circular" is a Fourier shift, exact for band-limited images; "constant",
             "replicate" and "reflect" are cubic convolutions (Keys 1981).
         fill: Value beyond the border, with "constant".
+
+    Returns:
+        The flow ``shift_right`` or ``shift_down``; t in pixels, step ½.
+
+    Raises:
+        InputError: If the direction is none of the two.
     """
     if direction not in ("right", "down"):
         raise InputError(f"direction must be 'right' or 'down', got {direction!r}")
@@ -49,6 +55,9 @@ def rotation_flow(*, boundary: Boundary = "replicate", fill: float = 0.0, size: 
         boundary: "constant", "replicate", "reflect" or "circular".
         fill: Value beyond the border, with "constant".
         size: Side of the images, which sets the step: half a pixel at the border.
+
+    Returns:
+        The flow ``rotation``; t in degrees.
     """
     edge = border(boundary, fill)
     return Flow(
@@ -69,6 +78,9 @@ def scale_flow(*, boundary: Boundary = "replicate", fill: float = 0.0, size: int
         boundary: "constant", "replicate", "reflect" or "circular".
         fill: Value beyond the border, with "constant".
         size: Side of the images, which sets the step: half a pixel at the border.
+
+    Returns:
+        The flow ``scale``; t the logarithm of the factor.
     """
     edge = border(boundary, fill)
     return Flow(

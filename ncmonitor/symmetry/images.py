@@ -31,6 +31,12 @@ def flips(*, horizontal: bool = True, vertical: bool = False) -> Group:
     Args:
         horizontal: Whether left and right are exchanged.
         vertical: Whether top and bottom are.
+
+    Returns:
+        Two elements, or four; exact, closed.
+
+    Raises:
+        InputError: If neither direction is asked for.
     """
     if not (horizontal or vertical):
         raise InputError("flips() needs horizontal=True, vertical=True or both")
@@ -40,12 +46,20 @@ def flips(*, horizontal: bool = True, vertical: bool = False) -> Group:
 
 
 def rotations90() -> Group:
-    """Quarter turns of square images, anticlockwise as one looks at them: the group C4."""
+    """Quarter turns of square images, anticlockwise as one looks at them: the group C4.
+
+    Returns:
+        Four elements; exact, closed.
+    """
     return _square("rotations90", tuple(SQUARE)[:4])
 
 
 def dihedral() -> Group:
-    """Quarter turns and reflections of square images: the group D4, eight elements."""
+    """Quarter turns and reflections of square images: the group D4, eight elements.
+
+    Returns:
+        Eight elements; exact, closed.
+    """
     return _square("dihedral", tuple(SQUARE))
 
 
@@ -61,6 +75,9 @@ def shifts(
         offsets: Pairs (down, right) in pixels, or n for the eight neighbours at ±n pixels.
         boundary: "constant" (zero-padded at ``fill=0``), "replicate", "reflect" or "circular".
         fill: Value beyond the border, with "constant"; of normalised images that of black.
+
+    Returns:
+        The identity and the shifts, named by their offsets (``shift+1+0``); exact, not closed.
     """
     edge = border(boundary, fill)
     pairs = _neighbours(offsets) if isinstance(offsets, int) else _pairs(offsets)
@@ -81,6 +98,12 @@ def circular_shifts(size: int | tuple[int, int], step: int = 1) -> Group:
     Args:
         size: Height and width of the images, or one number for both.
         step: Divides both; (height / step) · (width / step) elements.
+
+    Returns:
+        All of them, with their table; exact.
+
+    Raises:
+        InputError: If ``step`` does not divide both sizes.
     """
     height, width = (size, size) if isinstance(size, int) else size
     for name, value in (("size", height), ("size", width), ("step", step)):
@@ -122,6 +145,9 @@ def rotations(
         degrees: The angles.
         boundary: "constant", "replicate", "reflect" or "circular".
         fill: Value beyond the border, with "constant".
+
+    Returns:
+        The identity and the turns, named by their angles (``rot15``); not closed.
     """
     edge = border(boundary, fill)
     actions = [
@@ -147,6 +173,9 @@ def subpixel_shifts(
         offsets: Pairs (down, right) in pixels.
         boundary: "constant", "replicate", "reflect" or "circular".
         fill: Value beyond the border, with "constant".
+
+    Returns:
+        The identity and the shifts; not closed.
     """
     edge = border(boundary, fill)
     values = [(a, b) for a, b in (_finite("offsets", pair) for pair in _pairs(offsets))]
@@ -173,6 +202,12 @@ def scalings(
         factors: Above 0.
         boundary: "constant", "replicate", "reflect" or "circular".
         fill: Value beyond the border, with "constant".
+
+    Returns:
+        The identity and the scalings (``scale0.9``); not closed.
+
+    Raises:
+        InputError: If a factor is not above 0.
     """
     edge = border(boundary, fill)
     values = _finite("factors", factors)

@@ -254,5 +254,8 @@ def inv_error(features: Any, mask: Any = None) -> Tensor:
     Args:
         features: ``(m, N, d)``, the identity first, or one ``(N, d)`` per transform.
         mask: ``(m, N)`` bool; ``None``: all pairs count.
+
+    Returns:
+        ``inv_error_g`` per transform, float64; 0 for the identity.
     """
     return FeatureInvariance().update(features, mask).errors

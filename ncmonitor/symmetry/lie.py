@@ -121,6 +121,9 @@ def lie_difference(
     Returns:
         0 for an invariant f; for an equivariant one with ``undo``.
 
+    Raises:
+        InputError: If the step is not a positive number.
+
     Source: Gruver et al. 2022.
     """
     if not 0 < step < math.inf:

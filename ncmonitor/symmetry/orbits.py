@@ -150,7 +150,15 @@ class OrbitMoments:
 
 
 class OrbitSpread:
-    """Second look: the two parts of the within-class scatter in the span of the class means."""
+    """Second look: the two parts of the within-class scatter in the span of the class means.
+
+    Args:
+        moments: The first look, which has seen every batch.
+
+    Raises:
+        InputError: If it saw no sample.
+        MeasurementError: If a feature is not finite.
+    """
 
     def __init__(self, moments: OrbitMoments) -> None:
         self.moments = moments
@@ -226,6 +234,9 @@ def measure_orbits(
         batches: Re-iterable, the same both times; see :meth:`OrbitMoments.update`.
         num_classes: Number of classes K.
         draws: What the transforms are; see :class:`OrbitMoments`.
+
+    Returns:
+        The decomposition of all batches together.
 
     Raises:
         InputError: If the batches can be read only once, or one does not fit.

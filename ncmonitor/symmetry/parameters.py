@@ -36,7 +36,15 @@ LINEAR: tuple[type[nn.Module], ...] = (
 
 @dataclass(frozen=True)
 class SgdSettings:
-    """What one step of ``torch.optim.SGD`` does; names and defaults are torch's."""
+    """What one step of ``torch.optim.SGD`` does; names and defaults are torch's.
+
+    Attributes:
+        lr: Learning rate η.
+        momentum: β.
+        weight_decay: λ.
+        dampening: τ.
+        nesterov: Whether the momentum is Nesterov's.
+    """
 
     lr: float
     momentum: float = 0.0
@@ -205,6 +213,12 @@ def chains(model: nn.Module) -> list[dict[str, nn.Module]]:
 
     The order of other modules' children is not known without running them. A chain that the model
     does not run as it stands (that it indexes into, say) must not be balanced.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        One dict per ``nn.Sequential``, for :func:`layer_balance`; of the outermost ones.
     """
     found: list[dict[str, nn.Module]] = []
 

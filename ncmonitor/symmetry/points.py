@@ -27,6 +27,9 @@ def cube_rotations(*, reflections: bool = False) -> Group:
 
     Args:
         reflections: Whether its 24 reflections are elements too.
+
+    Returns:
+        24 elements, or 48; exact, closed.
     """
     elements: list[_Signed] = [
         tuple(zip(axes, signs, strict=True))
@@ -53,6 +56,9 @@ def orthogonal(count: int = 8, *, dim: int = 3, seed: int = 0, reflections: bool
         dim: Coordinates of a point.
         seed: Of the generator, which is its own.
         reflections: False takes them from SO(d).
+
+    Returns:
+        The identity and ``count`` drawn elements.
     """
     matrices = _orthogonal(count, dim, seed, reflections)
     actions = []
@@ -78,6 +84,9 @@ def euclidean(
         seed: Of the generator, which is its own.
         reach: Standard deviation of the translation in each coordinate, in the points' unit.
         reflections: False leaves reflections out: SE(d).
+
+    Returns:
+        The identity and ``count`` drawn elements.
     """
     matrices = _orthogonal(count, dim, seed, reflections)
     offsets = _offsets(count, dim, seed, reach)
@@ -96,6 +105,9 @@ def translations(count: int = 8, *, dim: int = 3, seed: int = 0, reach: float = 
         dim: Coordinates of a point.
         seed: Of the generator, which is its own.
         reach: Standard deviation in each coordinate, in the points' unit.
+
+    Returns:
+        The identity and ``count`` drawn translations.
     """
     actions = [
         Action(f"translation{i}", partial(_move, matrix=None, offset=offset))
@@ -109,6 +121,12 @@ def point_rotation_flow(axis: Sequence[float] = (0.0, 0.0, 1.0)) -> Flow:
 
     Args:
         axis: Its direction, of any length but 0.
+
+    Returns:
+        The flow ``rotation``; t in degrees.
+
+    Raises:
+        InputError: If the axis has no direction, or not three coordinates.
     """
     direction = _direction(axis)
     if len(direction) != 3:
@@ -124,6 +142,9 @@ def point_translation_flow(direction: Sequence[float] = (1.0, 0.0, 0.0)) -> Flow
 
     Args:
         direction: The vector, of any length but 0.
+
+    Returns:
+        The flow ``translation``; t in units of the vector.
     """
     function = partial(_slide, direction=_direction(direction))
     return Flow("translation", function, "points", "length", "none", "none: exact", step=0.01)

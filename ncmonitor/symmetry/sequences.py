@@ -24,6 +24,12 @@ def time_shifts(steps: int | Iterable[int] = 1, *, fill: float = 0.0) -> Group:
     Args:
         steps: Delays in steps, or n for 1, ..., n.
         fill: What padding is: 0, or the token of it.
+
+    Returns:
+        The identity and the delays; exact, not closed.
+
+    Raises:
+        InputError: If there is no delay, or one is not a whole number above 0.
     """
     delays = list(range(1, steps + 1)) if isinstance(steps, int) else [*steps]
     edge = border("constant", fill)

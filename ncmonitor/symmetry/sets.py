@@ -28,6 +28,9 @@ def permutations(n: int, *, count: int | None = None, seed: int = 0) -> Group:
         count: Take this many different permutations at random, the identity among them; a set
             without a table. None: all n!, for n up to 5.
         seed: Of that choice; the generator is its own.
+
+    Returns:
+        The identity and the permutations; exact, closed where it has all of them.
     """
     orders = _orders(n, count, seed)
     table = None if count is not None else table_of(orders, _compose)
@@ -54,6 +57,12 @@ def node_permutations(
         seed: Of that choice.
         features: Positions or keys of what is ``(B, n, ...)``: node features, a mask.
         adjacency: Positions or keys of what is ``(B, n, n, ...)``: adjacency, edge features.
+
+    Returns:
+        The identity and the permutations; exact, closed where it has all of them.
+
+    Raises:
+        InputError: If features and adjacency are one part.
     """
     lines, squares = _keys(features), _keys(adjacency)
     if not squares or set(lines) & set(squares):
@@ -80,6 +89,12 @@ def cyclic(n: int, step: int = 1) -> Group:
     Args:
         n: Elements.
         step: Divides n; n / step shifts, a closed group.
+
+    Returns:
+        The shifts, with their table; exact.
+
+    Raises:
+        InputError: If ``step`` does not divide ``n``, or is ``n``.
     """
     check_whole("n", n)
     check_whole("step", step)

@@ -38,7 +38,7 @@ def symmetry_frame(rows: Iterable[Row]) -> pd.DataFrame:
     import pandas as pd
 
     texts = dict.fromkeys(KEYS[2:], "")
-    frame = pd.DataFrame([texts | dict(row) for row in rows]).reindex(columns=list(COLUMNS))
+    frame = pd.DataFrame([{**texts, **row} for row in rows]).reindex(columns=list(COLUMNS))
     types = dict.fromkeys(KEYS[:2], "int64") | dict.fromkeys(texts, "str")
     return frame.astype(types).astype(dict.fromkeys(_NUMBERS, "float64"))
 

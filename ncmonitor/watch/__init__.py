@@ -11,7 +11,7 @@ from typing import Any
 
 from ncmonitor._checks import InputError, nearest
 from ncmonitor._words import shown
-from ncmonitor.catalogue import CATALOGUE, quantity_of
+from ncmonitor.catalogue import CATALOGUE, MONITORED, hint_of, quantity_of
 from ncmonitor.provenance import read_run
 from ncmonitor.watch.frame import DEFAULT, View, frame
 from ncmonitor.watch.run import Pace, find_run, leet_line
@@ -94,7 +94,7 @@ def _words(text: str) -> list[str]:
 def _names(text: str) -> list[str]:
     """Return the quantities that words stand for: themselves, or the default ones of a group."""
     names: dict[str, None] = {}
-    groups = {q.group for q in CATALOGUE.values()}
+    groups = {q.group for q in CATALOGUE.values()} - {*MONITORED}
     for word in _words(text):
         if quantity_of(word) is not None:
             names[word] = None
@@ -102,7 +102,7 @@ def _names(text: str) -> list[str]:
             members = [q for q in CATALOGUE.values() if q.group == word]
             names |= dict.fromkeys(q.name for q in members if q.default or q.group == "fit")
         else:
-            hint = nearest(word, [*groups, *CATALOGUE]) or "; `ncmonitor metrics` lists them"
+            hint = hint_of(word, [*groups, *CATALOGUE])
             raise InputError(f"--metrics: there is no quantity {word!r}{hint}")
     return list(names)
 

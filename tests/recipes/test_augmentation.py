@@ -14,8 +14,10 @@ import image_sets
 from ncmonitor.callbacks import NeuralCollapse
 from ncmonitor.recipes.data import (
     CIFAR10Data,
+    DigitsData,
     FashionMNISTData,
     ImageFolderData,
+    MNISTData,
     STL10Data,
     SVHNData,
 )
@@ -162,6 +164,42 @@ def _shift(source: Tensor, moved: Tensor, largest: int, side: int) -> bool:
     # One row and one column across decide as well as the whole image.
     cross = crops[..., side // 2, :] - moved[:, None, None, side // 2, :]
     return bool(cross.abs().amax((0, 3)).min() < 0.1)
+
+
+@pytest.mark.parametrize("normalize", ["channel", "pixel", "none"])
+def test_quarter_turns_move_the_inputs_and_change_none(
+    normalize: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image_sets.write("MNIST", tmp_path, monkeypatch)
+    data = MNISTData(root=tmp_path, batch_size=8, augment="rotations90", normalize=normalize)
+    before, after = batch_of(data, 60)
+    found = []
+    for source, moved in zip(before, after, strict=True):
+        turns = [k for k in range(4) if torch.equal(source.rot90(k, (-2, -1)), moved)]
+        assert len(turns) == 1
+        found += turns
+    assert all(5 < found.count(turns) < 25 for turns in range(4))  # each has its own of four
+
+
+def test_quarter_turns_are_drawn_with_the_seed_of_the_run() -> None:
+    data = DigitsData(batch_size=8, augment="rotations90")
+    drawn = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        drawn.append(batch_of(data)[1])
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_training_sees_turned_images_and_the_monitor_the_images_themselves(tmp_path: Path) -> None:
+    data = DigitsData(batch_size=143, augment="rotations90")
+    module = fitted(data, tmp_path)
+    clean = torch.cat([data.train.tensors[0], data.val.tensors[0]])
+    turned = torch.cat([clean.rot90(k, (-2, -1)) for k in range(4)])
+    trained = torch.cat(module.trained)
+    assert is_among(torch.cat(module.evaluated), clean).all()
+    assert is_among(trained, turned).all()
+    assert 0.2 < is_among(trained, clean).float().mean() < 0.3
 
 
 def test_folders_are_zoomed_in_training_alone(

@@ -13,6 +13,7 @@ from ncmonitor.recipes.bundled import (
     CONFIGS,
     FIELDS,
     NOTES,
+    all_recipes,
     describe,
     find_recipe,
     read_recipe,
@@ -36,7 +37,7 @@ x: 1
 
 def test_every_config_is_a_recipe_with_a_complete_claim() -> None:
     assert set(recipes()) == {path.stem for path in CONFIGS.iterdir()} >= {"digits"}
-    for recipe in recipes().values():
+    for recipe in all_recipes().values():
         for field in ("title", *FIELDS, *NOTES):
             text = getattr(recipe, field)
             assert text == " ".join(text.split())
@@ -81,8 +82,8 @@ def test_the_table_has_a_group_for_each_machine_and_an_entry_for_each_recipe() -
     assert max(map(len, lines)) <= 100
     cpu, gpu = lines.index("For a CPU:"), lines.index("For a GPU:")
     starts = {line.split()[0]: i for i, line in enumerate(lines[cpu:], cpu) if line[:1].islower()}
-    assert set(starts) == set(recipes())
-    for name, recipe in recipes().items():
+    assert set(starts) == set(all_recipes())
+    for name, recipe in all_recipes().items():
         assert recipe.on_cpu == (starts[name] < gpu)
         cells = re.split(r" {2,}", lines[starts[name]])
         assert cells == [name, *(recipe.short(f) for f in FIELDS if f != "reaches")]
@@ -91,13 +92,22 @@ def test_the_table_has_a_group_for_each_machine_and_an_entry_for_each_recipe() -
 
 
 def test_the_description_of_a_recipe_is_its_whole_claim_and_how_to_run_it() -> None:
-    for name, recipe in recipes().items():
+    for name, recipe in all_recipes().items():
         text = describe(name)
         assert max(map(len, text.splitlines())) <= max(100, len(str(recipe.path)) + 12)
         flat = " ".join(text.split())
         assert flat.startswith(f"{name}: {recipe.title} data {recipe.data} download ")
         assert all(getattr(recipe, field) in flat for field in (*FIELDS, *NOTES))
         assert flat.endswith(f"run it ncmonitor fit {name} its file {recipe.path}")
+        assert (" one alone: --way NAME run it" in flat) == bool(recipe.ways)
+
+
+def test_the_description_of_a_recipe_with_ways_names_them_and_their_options() -> None:
+    recipe = find_recipe("digits_rot90")
+    assert list(recipe.ways) == ["plain", "augmented", "equivariant"]
+    flat = " ".join(describe("digits_rot90").split())
+    said = "plain; augmented (--data.augment rotations90); equivariant (--model.name p4net)"
+    assert f" ways {said}; one alone: --way NAME run it " in flat
 
 
 def test_near_names_are_offered() -> None:

@@ -112,12 +112,39 @@ def test_digits_know_the_switches_of_the_others() -> None:
         ({"image_size": 0}, "image_size must be at least 1, but is 0"),
         ({"val_limit": 0}, "val_limit must be at least 1, but is 0"),
         ({"normalize": "pixels"}, "normalize must be one of .*; did you mean 'pixel'"),
-        ({"augment": True}, "MNISTData: there is no augmentation usual for these images"),
+        ({"augment": True}, "MNISTData: there is no augmentation usual for .* take rotations90"),
+        ({"augment": "rotation"}, "augment must be one of true, .*; did you mean 'rotations90'"),
+        ({"classes": (3,)}, r"classes must be two or more different ones of 0 to 9, but are \[3\]"),
+        ({"classes": (3, 5, 3)}, r"two or more different ones of 0 to 9, but are \[3, 5, 3\]"),
+        ({"classes": (3, 10)}, "two or more different ones of 0 to 9"),
     ],
 )
 def test_settings_that_cannot_work_are_explained(given: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         MNISTData(**given)  # type: ignore[arg-type]  # mistakes on purpose
+
+
+def test_classes_are_left_out_of_both_sets_and_numbered_anew() -> None:
+    whole, some = DigitsData(), DigitsData(classes=(7, 0, 3), per_class=20, batch_size=10)
+    assert (some.num_classes, whole.num_classes) == (3, 10)
+    for data in (whole, some):
+        data.setup("fit")
+    assert some.train.labels.bincount().tolist() == [20, 20, 20]
+    for chosen, every in ((some.train, whole.train), (some.val, whole.val)):
+        for label, digit in enumerate((0, 3, 7)):
+            kept = {image.numpy().tobytes() for image in chosen.images[chosen.labels == label]}
+            there = {image.numpy().tobytes() for image in every.images[every.labels == digit]}
+            assert kept <= there
+            if every is whole.val:
+                assert kept == there
+    # The scaling is that of what is left.
+    assert some.train.tensors[0].mean().abs() < 1e-5
+    assert some.train.scaling.mean != whole.train.scaling.mean
+
+
+def test_a_folder_has_the_classes_that_its_folders_are(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="ImageFolderData: classes are folders; give a root"):
+        ImageFolderData(root=tmp_path, classes=(0, 1))
 
 
 def test_a_folder_cannot_be_scaled_by_pixel(tmp_path: Path) -> None:

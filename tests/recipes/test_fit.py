@@ -18,7 +18,7 @@ from ncmonitor.catalogue import METRIC_NAMES
 from ncmonitor.cli import main
 from ncmonitor.expected import closing
 from ncmonitor.history import read_history
-from ncmonitor.recipes.bundled import recipes
+from ncmonitor.recipes.bundled import all_recipes
 from ncmonitor.recipes.models import MLP
 from ncmonitor.recipes.module import ImageClassifier
 
@@ -381,7 +381,8 @@ def test_an_interrupted_run_still_gets_its_report(
 
 MISTAKES = {
     "digts": (
-        f"unknown recipe 'digts', expected one of: {', '.join(recipes())}; did you mean 'digits'?"
+        f"unknown recipe 'digts', expected one of: {', '.join(all_recipes())}; "
+        "did you mean 'digits'?"
     ),
     "own.yaml": "'own.yaml' is no recipe; for a file of your own: ncmonitor fit --config own.yaml",
     "--config nope.yaml": "--config needs a YAML file, but there is no 'nope.yaml'",

@@ -15,6 +15,8 @@ SMALL = [
     ("mlp", 1, 8, 10, 256),
     ("convnet", 1, 28, 10, 128),
     ("convnet", 3, 32, 10, 128),
+    ("p4net", 1, 8, 8, 128),
+    ("p4net", 3, 28, 10, 128),
     ("vgg11", 1, 32, 10, 512),  # MNIST padded, as in the authors' demonstration
     ("vgg13", 3, 32, 10, 512),
     ("vgg13", 3, 96, 10, 4096),  # STL10
@@ -110,7 +112,7 @@ def test_there_is_normalisation_and_no_dropout(name: str) -> None:
     with torch.device("meta"):
         model = make(name, 3, 32, 10)
     modules = list(model.modules())
-    assert any(isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) for module in modules)
+    assert any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)) for m in modules)
     assert not any(isinstance(module, nn.modules.dropout._DropoutNd) for module in modules)
     assert not any(getattr(module, "drop_rate", 0) for module in modules)  # torchvision's DenseNet
 

@@ -49,7 +49,7 @@ def test_a_history_is_whole(label: str) -> None:
     table, facts = table_of(label), known_runs()[label]
     assert set(table["seed"]) == set(facts["seeds"])
     assert {*COLUMNS} <= {*table} - {"seed", "split", "epoch"}
-    assert all(name in CATALOGUE or name.startswith("ufm/") for name in [*table][3:])
+    assert all(name in CATALOGUE or name.startswith(("ufm/", "symmetry/")) for name in [*table][3:])
     assert not table.duplicated(["seed", "split", "epoch"]).any()
     train = table[table["split"] == "train"]
     for seed, epochs in zip(facts["seeds"], facts["epochs"], strict=True):

@@ -1,4 +1,4 @@
-"""``ncmonitor fit --seeds N``: every seed has its run, and one page compares them."""
+"""``ncmonitor fit --seeds N`` and ways: each run has its folder, and one page compares them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ import yaml
 from ncmonitor.cli import main
 from ncmonitor.history import read_history
 from ncmonitor.provenance import read_run
-from ncmonitor.recipes import seeds as module
+from ncmonitor.recipes import series as module
+from ncmonitor.symmetry.table import read_symmetry
 from plain_pages import write_report
 
 pytestmark = pytest.mark.filterwarnings(
@@ -84,7 +85,7 @@ def fit(
 
 
 def group(here: Path) -> Path:
-    (folder,) = here.glob("runs/digits/*")
+    (folder,) = here.glob("runs/digits*/*")
     return folder
 
 
@@ -222,6 +223,141 @@ def test_resuming_with_other_options_is_refused_before_any_seed(
     assert not children.started
 
 
+# -- ways ------------------------------------------------------------------------------------------
+
+OWN = """\
+ways:
+  plain: {}
+  turned: {data.augment: rotations90}
+seed_everything: 3
+trainer: {max_epochs: 1, logger: false, enable_progress_bar: false, accelerator: cpu}
+figures: {figures: []}
+model: {class_path: ImageClassifier, init_args: {name: mlp}}
+data: {class_path: DigitsData, init_args: {batch_size: 143}}
+"""
+SYMMETRY = """accelerator: cpu, callbacks: [{class_path: ncmonitor.callbacks.SymmetryMonitor,
+  init_args: {groups: [rotations90, flips], samples: 200, verbose: false}}]}"""
+
+
+@pytest.fixture
+def digits_ways(tmp_path: Path) -> str:
+    path = tmp_path / "digits_ways.yaml"
+    path.write_text(OWN)
+    return str(path)
+
+
+def nc1_of(folder: Path) -> float:
+    return float(read_history(folder).query("epoch == 1 and split == 'train'")["nc1"].iloc[0])
+
+
+@pytest.mark.usefixtures("plain_pages")
+def test_every_way_is_trained_and_they_stand_side_by_side(
+    fit: Fit, children: Children, tmp_path: Path, digits_ways: str
+) -> None:
+    status, out, err = fit("--config", digits_ways)
+    assert status == 0, err
+    folder = group(tmp_path)
+    assert folder.name.endswith("-ways2")
+    assert [words for words, _ in children.started] == [
+        ["fit", "--config", digits_ways, "--way", way, "--seed_everything", "3"]
+        for way in ("plain", "turned")
+    ]
+    runs = [folder / "plain", folder / "turned"]
+    for run, augment in zip(runs, (False, "rotations90"), strict=True):
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        assert config["data"]["init_args"]["augment"] == augment
+        assert (config["way"], config["seed_everything"]) == (run.name, 3)
+    assert "run 1 of 2: trains in" in out
+    table = out.partition("After 1 epochs, seed 3:\n")[2].splitlines()
+    assert table[0].split() == ["plain", "turned"]
+    (line,) = [line for line in table if line.startswith("  train nc1 ")]
+    shown = [float(number) for number in line.split()[2:]]
+    assert shown == pytest.approx([nc1_of(run) for run in runs], rel=1e-3)
+    assert shown[0] != shown[1]
+    assert (folder / "report.html").read_text() == "<html>plain turned"
+    assert f"plain, turned in {folder.relative_to(tmp_path)}" in out
+
+
+@pytest.mark.usefixtures("plain_pages")
+def test_ways_and_seeds_make_a_run_for_each_pair_and_a_column_for_each_way(
+    fit: Fit, children: Children, tmp_path: Path, digits_ways: str
+) -> None:
+    status, out, err = fit("--config", digits_ways, "--seeds", "2")
+    assert status == 0, err
+    folder = group(tmp_path)
+    assert folder.name.endswith("-ways2-seeds2")
+    names = ["plain-seed3", "plain-seed4", "turned-seed3", "turned-seed4"]
+    assert [path.name for path in sorted(folder.glob("*-seed*"))] == names
+    assert {env["WANDB_RUN_GROUP"] for _, env in children.started} == {folder.name}
+    assert "After 1 epochs, seeds 3, 4, mean ± standard deviation:" in out
+    (line,) = re.findall(r"^  train nc1 .*$", out, re.M)
+    means = [float(number) for number in re.findall(r"([\d.]+) ±", line)]
+    nc1 = [nc1_of(folder / name) for name in names]
+    assert means == pytest.approx([sum(nc1[:2]) / 2, sum(nc1[2:]) / 2], rel=0.05)
+    seeds = {name: read_run(folder / name)["seed"] for name in names}
+    assert seeds == {name: int(name[-1]) for name in names}
+
+
+@pytest.mark.usefixtures("plain_pages")
+def test_the_seeds_of_one_way_are_a_command_of_their_own(
+    fit: Fit, children: Children, tmp_path: Path, digits_ways: str
+) -> None:
+    status, out, _ = fit("--config", digits_ways, "--way", "turned", "--seeds=2")
+    assert status == 0
+    folder = group(tmp_path)
+    assert folder.name.endswith("-turned-seeds2")
+    assert {path.name for path in folder.glob("seed*")} == {"seed3", "seed4"}
+    assert all("--way turned" in " ".join(words) for words, _ in children.started)
+    assert "seed 2 of 2: trains in" in out
+    assert "plain" not in out
+
+
+@pytest.mark.usefixtures("plain_pages")
+def test_ways_are_resumed_where_they_were_interrupted(
+    fit: Fit, children: Children, tmp_path: Path, digits_ways: str
+) -> None:
+    words = ("--config", digits_ways)
+    children.statuses = {2: 1}
+    status, out, err = fit(*words)
+    assert status == 1
+    assert "run 2 of 2 failed (exit status 1)" in err
+    assert "Failed: turned." in out
+    children.started.clear()
+    status, _, err = fit(*words, "--resume")
+    assert status == 0, err
+    assert [given[3:5] for given, _ in children.started] == [["--way", "turned"]]
+    assert read_run(group(tmp_path) / "turned")["finished"]
+    status, _, err = fit(*words, "--resume")
+    assert status == 2
+    assert "digits_ways holds no interrupted comparison of ways from seed 3" in err
+
+
+def test_the_comparison_names_the_ways_and_sets_orbits_beside_classes(
+    fit: Fit, children: Children, tmp_path: Path, digits_ways: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ncmonitor.html.write_report", write_report)  # but a true comparison
+    monkeypatch.setattr(sys, "argv", ["ncmonitor", "fit", "digits_ways"])  # what runs record
+    Path(digits_ways).write_text(OWN.replace("accelerator: cpu}", SYMMETRY))
+    status, out, err = fit("--config", digits_ways, "--seeds", "2")
+    assert status == 0, err
+    folder = group(tmp_path)
+    page = (folder / "report.html").read_text()
+    assert "Scatter within classes and along orbits by epoch" in page
+    assert "digits_ways · way plain</li>" in page  # which says it all
+    assert "digits_ways · way turned</li>" in page
+    tables = [read_symmetry(f.parent) for f in sorted(folder.glob("*/symmetry.csv"))]
+    for name, split, metric in (
+        ("plain", "train", "nc1_quotient"), ("rotations90", "train", "orbit_quot"),
+        ("rotations90", "val", "acc_orbit_worst"), ("flips", "val", "acc_orbit_mean"),
+    ):  # fmt: skip
+        (line,) = re.findall(rf"^  {split} {metric}, {name} .*$", out, re.M)
+        rows = f"epoch == 1 and layer == element == '' and group == '{name}' and split == '{split}'"
+        values = [float(table.query(rows)[metric].iloc[0]) for table in tables]
+        means = [sum(pair) / 2 for pair in (values[:2], values[2:])]
+        shown = [float(number) for number in re.findall(r"([\d.]+) ±", line)]
+        assert shown == pytest.approx(means, rel=0.05, abs=1e-3), line
+
+
 MISTAKES = {
     "digits --seeds 0": "--seeds takes a number of runs, 1 or more (--seeds 3), but got '0'",
     "digits --seeds -1": "but got '-1'",
@@ -234,6 +370,11 @@ MISTAKES = {
     "digits --seeds 2 --model.network.hidden [0]": "every size must be at least 1",
     "digits --seeds 2 --trainer.accelerator gpus": "You selected an invalid accelerator name",
     "digits --seeds 2 --ckpt_path .": "--ckpt_path is of one run",
+    "digits_rot90 --way plan": "did you mean 'plain'",
+    "digits_rot90 --trainer.fast_dev_run 1": "keeps nothing to compare: one seed, one --way",
+    "digits_rot90 --seed_everything true": "seed_everything, which must be a number",
+    "digits_rot90 --resume": "runs/digits_rot90 holds no interrupted comparison of ways from seed",
+    "digits_rot90 --data.classes [6]": "classes must be two or more different ones",
 }
 
 
@@ -295,7 +436,7 @@ def test_ctrl_c_ends_the_run_and_starts_no_other_and_resuming_finishes(
     folder = group(tmp_path)
     assert stopped.returncode == 1, stopped.stderr
     assert {path.name for path in folder.iterdir() if path.is_dir()} == {"seed0"}
-    assert "Not finished: seed 0, 1; the same command with --resume goes on." in stopped.stdout
+    assert "Not finished: seed 0, seed 1; the same command with --resume goes on." in stopped.stdout
     assert "Traceback" not in stopped.stderr
     assert (folder / "report.html").is_file()  # of what is there
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,0 +1,149 @@
+"""What a table of symmetry says, in plain words: numbers and their epochs, group by group."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from ncmonitor._symmetry_table import (
+    OF_CLASSES,
+    OF_ORBITS,
+    ROUNDING,
+    course,
+    group_names,
+    rows_of,
+    split_of,
+)
+from ncmonitor._verdict import number as exact
+from ncmonitor.symmetry.rows import PARAMETERS, PLAIN
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: So many times more than orbits must classes have collapsed before it is said that one came
+#: without the other; and so far must a collapse go to be called one.
+_APART: Final = 5.0
+_COLLAPSED: Final = 10.0
+#: Rounding of the row mean in single precision over many thousand steps stays below this.
+_LAW: Final = 1e-2
+
+
+def findings(table: pd.DataFrame) -> list[str]:
+    """Return one sentence for each thing that a table of symmetry shows.
+
+    Args:
+        table: Of a run.
+    """
+    split = split_of(table)
+    others = [s for s in dict.fromkeys(table["split"]) if s != split]
+    said: list[str] = []
+    for group in group_names(table):
+        said += _collapse(table, group, split)
+        said += _accuracy(table, group, others[0] if others else split)
+        said += _bound(table, group, split)
+        said += _maps(table, group, split)
+    return [*said, *_law(table)]
+
+
+def number(value: float) -> str:
+    """Write three digits of a number: nobody reads more in a sentence."""
+    return exact(float(f"{value:.3g}"))
+
+
+def fold(first: float, last: float) -> str:
+    """Say how a positive number changed.
+
+    >>> fold(0.243, 0.0049), fold(0.8, 0.58), fold(1.0, 3.0), fold(1.0, 1.01)
+    ('fell 50-fold', 'fell 1.4-fold', 'rose 3-fold', 'stayed as it was')
+    """
+    ratio = first / last
+    if 1 / 1.05 < ratio < 1.05:
+        return "stayed as it was"
+    size = max(ratio, 1 / ratio)
+    return f"{'fell' if ratio > 1 else 'rose'} {exact(float(f'{size:.2g}'))}-fold"
+
+
+def _collapse(table: pd.DataFrame, group: str, split: str) -> Iterator[str]:
+    classes = dict(zip(*course(table, OF_CLASSES, PLAIN, split), strict=True))
+    orbits = dict(zip(*course(table, OF_ORBITS, group, split), strict=True))
+    both = [
+        e for e in classes if math.isfinite(classes[e]) and math.isfinite(orbits.get(e, np.nan))
+    ]
+    if not both:
+        return
+    first, last = both[0], both[-1]
+    if orbits[last] < ROUNDING:
+        yield f"At epoch {last:.0f} the features are invariant under {group} to rounding."
+        return
+    if first == last or min(classes[first], classes[last], orbits[first]) <= ROUNDING:
+        return
+    of_classes, of_orbits = classes[first] / classes[last], orbits[first] / orbits[last]
+    said = (
+        f"From epoch {first:.0f} to {last:.0f} class collapse {fold(classes[first], classes[last])}"
+        f" and orbit collapse under {group} {fold(orbits[first], orbits[last])}"
+    )
+    if of_classes >= _COLLAPSED and of_classes > _APART * of_orbits:
+        said += ": the collapse of the classes did not bring invariance"
+    elif of_classes >= _COLLAPSED and of_orbits >= _COLLAPSED:
+        said += ": orbits collapsed with the classes"
+    yield f"{said}."
+
+
+def _accuracy(table: pd.DataFrame, group: str, split: str) -> Iterator[str]:
+    last = rows_of(table, group, split).tail(1)
+    plain = rows_of(table, PLAIN, split).tail(1)
+    if last.empty or plain.empty:
+        return
+    mean, worst = (float(last[name].iloc[0]) for name in ("acc_orbit_mean", "acc_orbit_worst"))
+    untouched = float(plain["acc"].iloc[0])
+    if math.isfinite(mean + worst + untouched):
+        yield (
+            f"On {split}, accuracy is {number(untouched)}; over the transforms of {group} it is "
+            f"{number(mean)} on average, and {number(worst)} of the samples are right under all of "
+            "them."
+        )
+
+
+def _bound(table: pd.DataFrame, group: str, split: str) -> Iterator[str]:
+    """Say the certificate: half the mean squared distance in an orbit is at most tr Σ_W."""
+    last = rows_of(table, group, split).tail(1)
+    if last.empty:
+        return
+    orbit, share = (float(last[name].iloc[0]) for name in (OF_ORBITS, "orbit_share"))
+    if math.isfinite(orbit + share) and share > 0 and orbit > ROUNDING:
+        yield (
+            f"Certificate: two transforms of a sample of {split} under {group} are apart by "
+            f"{number(orbit)}\u00a0tr\u00a0Σ_B (half their mean squared distance); the variance "
+            f"within classes of the augmented set, {number(orbit / share)}\u00a0tr\u00a0Σ_B, "
+            "bounds that."
+        )
+
+
+def _maps(table: pd.DataFrame, group: str, split: str) -> Iterator[str]:
+    last = rows_of(table, group, split).tail(1)
+    r2 = float(last["equiv_r2"].iloc[0]) if len(last) else math.nan
+    if not math.isfinite(r2):
+        return
+    law = float(last["group_law_scaled"].iloc[0])
+    said = (
+        f"One linear map for each transform of {group} explains {number(r2)} of the variance of "
+        "the transformed features on held-out samples"
+    )
+    if math.isfinite(law):
+        said += f"; these maps miss the group law by {number(law)} (weighted by the features)"
+    yield f"{said}."
+
+
+def _law(table: pd.DataFrame) -> Iterator[str]:
+    epochs, values = course(table, "w_mean_law_ratio", PARAMETERS, "train")
+    known = np.isfinite(values)
+    if not known.any():
+        return
+    epoch, ratio = int(epochs[known][-1]), float(values[known][-1])
+    said = f"At epoch {epoch} the classifier's mean row is {exact(ratio)} times what weight decay "
+    said += "alone would leave of it"
+    holds = abs(ratio - 1) < _LAW
+    yield said + (": the law of SGD with softmax holds." if holds else ": something else moves it.")
