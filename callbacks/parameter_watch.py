@@ -32,8 +32,9 @@ class ParameterWatch:
     gradient scaler of ``16-mixed`` skips. The law is one of ``torch.optim.SGD``; other optimizers
     have none, and the ratio is ``nan`` with a :attr:`reason`. Under SGD a ratio other than 1 is a
     finding: a loss that sees more than softmax (MSE, a penalty on W), gradients clipped entry by
-    entry (by their norm makes no difference), tied weights, a W changed outside the optimizer;
-    under autocast also rounding, as the rows of the gradient then sum to zero only roughly.
+    entry (by their norm makes no difference), tied weights, a W changed outside the optimizer.
+    Rounding moves it by 5e-7 in 420 steps of the digits recipe in float32, and by 3e-4 under
+    bfloat16 autocast, where the rows of the gradient sum to zero only roughly.
 
     Nothing is drawn, written or kept of the network.
 

@@ -26,6 +26,7 @@ _PACKAGES: Final = (
     "numpy",
     "scipy",
     "scikit-learn",
+    "torch_geometric",
     "wandb",
 )
 

@@ -101,11 +101,11 @@ def _around(*axes: Axes) -> tuple[float, float]:
     return min(low), max(high)
 
 
-def symmetry_breaking() -> Figure:
+def class_symmetry() -> Figure:
     """Draw the order parameters of the classes' symmetry, and what SELI leaves of them."""
     ways = {
-        "139 of each class": "symmetry_breaking_equal",
-        "139 of five, 14 of five": "symmetry_breaking_unequal",
+        "139 of each class": "class_symmetry_equal",
+        "139 of five, 14 of five": "class_symmetry_unequal",
     }
     tables = [pd.read_csv(RESULTS / f"{label}.csv").assign(way=way) for way, label in ways.items()]
     table = pd.concat(tables).query("split == 'train'")
@@ -179,7 +179,7 @@ FIGURES: Final[dict[str, Callable[[], Figure]]] = {
     "balanced": balanced,
     "random_labels": random_labels,
     "imbalance": imbalance,
-    "symmetry_breaking": symmetry_breaking,
+    "class_symmetry": class_symmetry,
     "rotations": rotations,
 }
 

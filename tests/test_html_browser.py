@@ -16,9 +16,13 @@ from PIL import Image
 
 from histories import collapse_rows
 from ncmonitor.compare import write_comparison
+from ncmonitor.history import start_history
 from ncmonitor.html import write_report
 from ncmonitor.plots import PANELS
+from ncmonitor.symmetry.rows import COLUMNS
+from ncmonitor.symmetry.table import SYMMETRY_FILE
 from pages import RUN, add_layers, add_snapshots, make_run
+from symmetries import symmetry_rows
 
 REQUIRED: Final = os.environ.get("NCMONITOR_REQUIRE_BROWSER") == "1"
 EXPECT: Final = "expect:\n  epoch: 20\n  nc1: 1.0\n"
@@ -65,6 +69,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         facts = RUN | {"seed": seed, "measurement": RUN["measurement"] | {"class_sizes": [9] * 4}}
         folder = make_run(root / f"seed{seed}", add_layers(rows, "body.3", "body.6"), facts)
         (folder / "config.yaml").write_text(f"seed_everything: {seed}\n{EXPECT}")
+        groups = symmetry_rows([0, 5, 20], layers=("body.3",), seed=seed)
+        start_history(folder, groups, COLUMNS, file=SYMMETRY_FILE)
         folders.append(folder)
     add_snapshots(folders[0], (0, 1, 2, 5, 10, 20))
     report = write_report(folders[0])

@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     # The table, the pictures and the page.
     "ncmonitor/history.py": {"ncmonitor", "pandas"},
     "ncmonitor/symmetry/table.py": {"ncmonitor", "pandas"},
+    "ncmonitor/symmetry/measure.py": {"ncmonitor", "torch", "pandas"},
     "ncmonitor/report.py": {"ncmonitor", "pandas"} | _NUMBERS,
     "ncmonitor/_axes.py": {"ncmonitor"} | _NUMBERS | _PICTURES,
     "ncmonitor/plots": {"ncmonitor", "PIL"} | _NUMBERS | _PICTURES,
@@ -58,6 +59,7 @@ ALLOWED: dict[str, set[str]] = {
     "ncmonitor/watch/frame.py": {"ncmonitor"},
     "ncmonitor/watch/run.py": {"ncmonitor"},
     "ncmonitor/watch/screen.py": {"ncmonitor"},
+    "ncmonitor/watch/symmetry.py": {"ncmonitor"},
     "ncmonitor/watch/table.py": {"ncmonitor"},
     # Weights & Biases from what a run left on disk, and the workspace as code.
     "ncmonitor/_wandb_run.py": {"ncmonitor", "wandb", "pandas"},

@@ -11,16 +11,21 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from histories import collapse_rows
-from ncmonitor._verdict import headline
+from ncmonitor._verdict import headline, number
 from ncmonitor._words import duration
 from ncmonitor.cli import main
 from ncmonitor.history import append_history, read_history, start_history
 from ncmonitor.provenance import write_run
+from ncmonitor.symmetry.rows import COLUMNS
+from ncmonitor.symmetry.table import SYMMETRY_FILE
 from ncmonitor.watch.frame import DEFAULT
+from ncmonitor.watch.symmetry import symmetry_line
+from symmetries import symmetry_rows
 from watched import facts, make_run
 
 NAMES = DEFAULT
@@ -313,3 +318,56 @@ def test_a_file_that_is_no_history_is_one_line(
     (tmp_path / "history.csv").write_text("time,loss\n1,2\n")
     assert main(["watch", str(tmp_path)]) == 2
     assert "is not a history: expected the columns epoch, step, split" in capsys.readouterr().err
+
+
+def with_symmetry(folder: Path, **settings: Any) -> Path:
+    make_run(folder)
+    start_history(folder, symmetry_rows([0, 5], **settings), COLUMNS, file=SYMMETRY_FILE)
+    return folder / SYMMETRY_FILE
+
+
+def test_one_line_has_the_latest_collapse_of_classes_and_orbits(
+    tmp_path: Path, watch: Callable[..., list[str]]
+) -> None:
+    with_symmetry(tmp_path / "run", layers=("body.2",))
+    rows = [
+        row
+        for row in symmetry_rows([0, 5], layers=("body.2",))
+        if (row["epoch"], row["split"], row["layer"], row["element"]) == (5, "train", "", "")
+    ]
+    classes = next(row["nc1_quotient"] for row in rows if row["group"] == "plain")
+    orbits = next(row["orbit_quot"] for row in rows if row["group"] == "rotations90")
+    said = f"scatter on train, epoch 5: classes {number(classes)}, rotations90 {number(orbits)}"
+    assert said in watch(str(tmp_path / "run"))
+    (tmp_path / "run" / SYMMETRY_FILE).unlink()
+    assert not any("scatter" in line for line in watch(str(tmp_path / "run")))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:-7],
+        lambda text: text + "1,2\n",
+        lambda text: text + 'a"b,\x00\n',
+        lambda text: "epoch,step\n1,2\n",
+        lambda text: "",
+        lambda text: text.splitlines()[0],
+        lambda text: text.replace("orbit_quot", "orbit_quux"),
+    ],
+)
+def test_a_damaged_table_of_symmetry_does_not_disturb_the_frame(
+    tmp_path: Path, watch: Callable[..., list[str]], damage: Callable[[str], str]
+) -> None:
+    path = with_symmetry(tmp_path / "run")
+    path.write_text(damage(path.read_text()))
+    assert any("nc1" in line for line in watch(str(tmp_path / "run")))
+
+
+def test_of_a_long_table_the_end_is_enough(tmp_path: Path) -> None:
+    path = with_symmetry(tmp_path / "run")
+    whole = symmetry_line(path.parent)
+    head, *rows = path.read_text().splitlines(keepends=True)
+    path.write_text(head + rows[0] * 20_000 + "".join(rows))
+    assert path.stat().st_size > 1_000_000
+    assert symmetry_line(path.parent) == whole
+    assert whole is not None

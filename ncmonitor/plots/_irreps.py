@@ -104,7 +104,7 @@ def _areas(ax: Axes, epochs: NDArray[np.float64], shares: NDArray[np.float64]) -
     width = max(0.6, 0.012 * float(np.ptp(epochs)))
     for i, colour in enumerate(_COLOURS):
         look: dict[str, Any] = {"color": colour, "alpha": 0.5, "linewidth": 0}
-        ax.fill_between(epochs, edges[i], edges[i + 1], where=known, label="_share", **look)
+        ax.fill_between(epochs, edges[i], edges[i + 1], label="_share", **look)
         if alone.any():
             heights = (edges[i + 1] - edges[i])[alone]
             ax.bar(epochs[alone], heights, width, edges[i][alone], label="_share", **look)

@@ -7,12 +7,12 @@ they are, which all share. What comes out is kept until the end, on the host: th
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from ncmonitor._checks import InputError, MeasurementError
@@ -101,16 +101,16 @@ class Answers:
     def transformed(self, inputs: Any) -> Iterator[tuple[str, str, Any]]:
         """Yield the group's and the element's name and the inputs under it, one by one."""
 
-        def copy() -> Any:  # the network may write on what it is given
-            return apply_to_collection(inputs, Tensor, Tensor.clone)
+        def own() -> Any:  # the network may write on what it is given
+            return copy.deepcopy(inputs)
 
-        yield PLAIN, "", copy()
+        yield PLAIN, "", own()
         for group in self.groups:
             for action in group.actions[1:]:
-                yield group.name, action.name, action(copy())
+                yield group.name, action.name, action(own())
         for flow in self.flows:
             for side, sign in zip(_FLOW, (1, -1), strict=True):
-                yield flow.name, side, flow(copy(), sign * flow.step)
+                yield flow.name, side, flow(own(), sign * flow.step)
 
     def joined(self, shares: Sequence[Answers]) -> Answers:
         """Return the answers of several processes, in their order, as those of one."""

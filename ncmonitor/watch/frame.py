@@ -20,6 +20,7 @@ from ncmonitor.watch.run import (
     title,
     waiting_for,
 )
+from ncmonitor.watch.symmetry import symmetry_line
 from ncmonitor.watch.table import HistoryTail
 
 #: The fit, then NC1 to NC4, one number each.
@@ -29,6 +30,7 @@ DEFAULT: Final = (
 )
 _LEAST: Final = (40, 8)  # below this a terminal clips what is written for so much room
 _CHART: Final = (24, 6)  # least width and height, the line with its name included
+_ROOMY: Final = 16  # lines, of which one may be about symmetry
 _BETWEEN: Final = "  "
 _NAME: Final = 24
 _BLOCK: Final = 28
@@ -84,6 +86,8 @@ def frame(
     else:
         said = " · ".join([progress(tail, facts, pace, now), phase(tail)])
         lines = _header(tail, facts, said, width)
+        symmetry = symmetry_line(tail.path.parent) if height >= _ROOMY else None
+        lines += [tint(_cut(symmetry, width), MUTED)] if symmetry else []
         room = height - len(lines) - bool(footer)
         table = _table(tail, view, width, min(room, max(5, height // 3)))
         charts = _charts(tail, view, width, room - len(table))

@@ -18,6 +18,7 @@ from ncmonitor.recipes.ways import read_ways, words_of_ways
 pytestmark = pytest.mark.filterwarnings(
     # LightningCLI 2.6 calls jsonargparse by names that its version 4.49 has retired.
     "ignore::DeprecationWarning:pytorch_lightning.cli",
+    "ignore:schedule= lists",  # of runs that are cut short on purpose
 )
 Fit = Callable[..., tuple[int, str, str]]
 CONFIG = """
