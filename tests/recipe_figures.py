@@ -76,10 +76,12 @@ def imbalance() -> Figure:
 
 def rotations() -> Figure:
     """Draw collapse of the classes, collapse of the orbits and accuracy on whole orbits."""
-    data = {"digits_rot90": "digits", "mnist_rotation": "MNIST"}
+    every = {"digits_rot90": "digits", "mnist_rotation": "MNIST"}
+    data = {name: title for name, title in every.items() if f"{name}_plain" in known_runs()}
     with own_style():
-        figure = Figure(figsize=(9.0, 5.0), layout="constrained")
-        for axes, (recipe, title) in zip(figure.subplots(2, 3), data.items(), strict=True):
+        figure = Figure(figsize=(9.0, 2.6 * len(data)), layout="constrained")
+        grid = figure.subplots(len(data), 3, squeeze=False)
+        for axes, (recipe, title) in zip(grid, data.items(), strict=True):
             parts = [pd.read_csv(RESULTS / f"{recipe}_{w}.csv").assign(way=w) for w in WAYS]
             table = pd.concat(parts).dropna(subset=["symmetry/plain/acc"])
             for ax, (what, (split, name)) in zip(axes, ORBITS.items(), strict=True):
