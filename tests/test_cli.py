@@ -74,8 +74,9 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 RECIPES = [
-    *("cifar10", "cifar100", "cifar10_quick", "digits", "fashion_mnist", "imagenet", "imbalanced"),
-    *("mnist", "mnist_mse", "mnist_quick", "random_labels", "stl10", "svhn", "ufm"),
+    *("cifar10", "cifar100", "cifar10_quick", "class_symmetry", "digits", "digits_rot90"),
+    *("fashion_mnist", "imagenet", "imbalanced", "mnist", "mnist_mse", "mnist_quick"),
+    *("mnist_rotation", "random_labels", "stl10", "svhn", "symmetry_zoo", "ufm"),
 ]
 
 

@@ -140,8 +140,12 @@ def _layers(table: pd.DataFrame, split: str) -> dict[str, Any] | None:
 
 
 def _balance(table: pd.DataFrame) -> dict[str, Any] | None:
-    """Build the table of neighbouring layers: what rescaling changes, first and last."""
-    pairs = element_names(table, PARAMETERS, "train")
+    """Build the table of neighbouring layers: what rescaling changes, first and last.
+
+    Without pairs that have something else than scaling layers between them, such as normalisation.
+    """
+    defined = table[table["layer_balance"].notna()]
+    pairs = element_names(defined, PARAMETERS, "train")
     lines = []
     for pair in pairs[:_PAIRS]:
         rows = rows_of(table, PARAMETERS, "train", element=pair).dropna(subset="layer_balance")
