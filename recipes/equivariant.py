@@ -62,7 +62,7 @@ class _P4Layer(nn.Module):
         filters = torch.stack([self._turned(turns) for turns in range(_TURNS)], dim=1)
         filters = filters.flatten(2, -3).flatten(0, 1)  # (channels_out · 4, C, k, k)
         out = F.conv2d(maps, filters, stride=self.stride, padding=self.padding)
-        return out.unflatten(1, (-1, _TURNS))
+        return out.reshape(len(out), self.weight.shape[0], _TURNS, *out.shape[-2:])
 
     def _check(self, maps: Tensor) -> None:
         kernel = self.weight.shape[-1]

@@ -83,13 +83,17 @@ def rotations() -> Figure:
         grid = figure.subplots(len(data), 3, squeeze=False)
         for axes, (recipe, title) in zip(grid, data.items(), strict=True):
             parts = [pd.read_csv(RESULTS / f"{recipe}_{w}.csv").assign(way=w) for w in WAYS]
-            table = pd.concat(parts).dropna(subset=["symmetry/plain/acc"])
+            table = pd.concat(parts, ignore_index=True).dropna(subset=["symmetry/plain/acc"])
             for ax, (what, (split, name)) in zip(axes, ORBITS.items(), strict=True):
                 rows = table[table["split"] == split].assign(value=table[f"symmetry/{name}"])
                 rows["value"] = rows["value"].where(rows["value"] > ROUNDING)  # else it is 0
                 look = {"hue": "way", "palette": SERIES[:3], "errorbar": ("pi", 100)}
                 sns.lineplot(rows, x="epoch", y="value", ax=ax, **look)
-                ax.set(xlabel="epoch", ylabel=None, xscale="symlog")
+                ax.set(xlabel="epoch", ylabel=None)
+                ax.set_xscale("symlog", linthresh=1)
+                ticks = [epoch for epoch in (0, 1, 10, 100) if epoch <= rows["epoch"].max()]
+                ax.set_xticks(ticks, labels=[str(epoch) for epoch in ticks])
+                ax.set_xlim(0, rows["epoch"].max())
                 ax.set_ylim(0, 1.02) if "acc" in name else ax.set_yscale("log")
                 ax.set_title(f"{what} ({title})", loc="left", fontweight="bold")
                 _one_legend(ax, first=ax is figure.axes[0])

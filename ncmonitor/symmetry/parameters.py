@@ -92,7 +92,7 @@ class RowMeanLaw:
 
     With zero gradient a step of SGD is linear: ``b ← βb + (1−τ)λw``, ``w ← w − ηb`` (Nesterov:
     ``w ← w − η(λw + βb)``), simulated in float64 step by step. It holds for every loss that sees
-    softmax alone (class weights, label smoothing, mixup included), with clipping of gradients too;
+    softmax alone (class weights, label smoothing, mixup included), with gradients clipped by norm;
     not with MSE, Adam, or a penalty on W inside the loss. Autocast rounds the gradient, whose rows
     then sum to zero only to its own precision.
 
@@ -255,4 +255,4 @@ def _row_sum(matrix: Any, what: str) -> Tensor:
 
 def _square(layer: nn.Module, *, bias: bool) -> float:
     parts = [layer.weight, layer.bias if bias else None]
-    return sum(float(p.detach().double().square().sum()) for p in parts if isinstance(p, Tensor))
+    return sum(float(p.detach().cpu().double().square().sum()) for p in parts if isinstance(p, Tensor))

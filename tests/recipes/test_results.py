@@ -83,3 +83,37 @@ def test_every_seed_keeps_what_the_recipe_promises(label: str) -> None:
         values = last.loc[last["split"] == bounds.split, bounds.name]
         assert len(values) == 3, bounds.key
         assert all(map(bounds.hold, values)), (bounds.key, [*values])
+
+
+@pytest.mark.parametrize("way", ["equal", "unequal"])
+def test_the_symmetry_of_the_classes_is_broken_first_and_returns_if_the_labels_have_it(
+    way: str,
+) -> None:
+    config = yaml.safe_load(recipes()["class_symmetry"].path.read_text(encoding="utf-8"))
+    expected = Expectation.of(config["ways"][way].get("expect", config["expect"]))
+    table = table_of(f"class_symmetry_{way}").query("split == 'train'")
+    last = table[table["epoch"] == expected.epoch]
+    assert len(last) == 5
+    for bounds in expected.bounds:
+        assert all(map(bounds.hold, last[bounds.name])), (bounds.key, [*last[bounds.name]])
+    for _, course in table.groupby("seed"):
+        breaking = course.set_index("epoch")["sk_breaking_w"]
+        assert breaking.loc[:10].max() > 1.2 * breaking.loc[0]
+        assert (breaking.iloc[-1] < 0.2 * breaking.loc[0]) == (way == "equal")
+
+
+def test_classes_collapse_without_their_orbits_unless_the_network_or_the_data_are_symmetric() -> (
+    None
+):
+    last = {}
+    for way in ("plain", "augmented", "equivariant"):
+        table = table_of(f"digits_rot90_{way}")
+        assert set(table["seed"]) == {0, 1, 2}
+        last[way] = table[(table["epoch"] == 100) & (table["split"] == "train")]
+    classes = {way: rows["symmetry/plain/nc1_quotient"] for way, rows in last.items()}
+    orbits = {way: rows["symmetry/rotations90/orbit_quot"] for way, rows in last.items()}
+    assert classes["plain"].max() < 0.001
+    assert orbits["plain"].min() > 2
+    assert max(classes["augmented"].max(), classes["equivariant"].max()) < 0.013
+    assert orbits["augmented"].max() < 0.004
+    assert orbits["equivariant"].max() < 1e-10
