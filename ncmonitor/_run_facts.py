@@ -16,15 +16,19 @@ if TYPE_CHECKING:
 PICTURES: Final = (
     *("curves", "gram", "simplex", "spectrum", "layers", "phase", "irrep_budget", "animation"),
 )
+#: Folder of runs that belong together: of seeds, of ways, or of both.
+_SERIES: Final = re.compile(
+    r"\d{8}-\d{6}-(ways\d+(-seeds\d+)?|([a-z][a-z0-9_]*-)?seeds\d+)(-\d+)?"
+)
 _SUFFIXES: Final = (".png", ".gif")
 #: Of ``run.json``, beside how the run was measured.
 _KEPT: Final = ("ncmonitor", "versions", "commit", "dirty", "command", "created", "seed")
 
 
 def group_of(folder: Path, facts: Mapping[str, Any]) -> str | None:
-    """Return the group: runs that differ by the seed alone lie in one folder."""
+    """Return the group: runs that differ by seed or way alone lie in one folder."""
     parent = folder.resolve().parent.name
-    return parent if re.fullmatch(r"\d{8}-\d{6}-seeds\d+(-\d+)?", parent) else facts.get("recipe")
+    return parent if _SERIES.fullmatch(parent) else facts.get("recipe")
 
 
 def options_of(folder: Path) -> dict[str, Any]:

@@ -167,12 +167,13 @@ def test_a_picture_that_was_cut_off_and_a_row_that_was_are_left_out_and_told(run
     assert "nc_media/gram" not in media
 
 
-def test_seeds_of_one_command_are_one_group(run_dir: Path) -> None:
-    seeds = run_dir.parent / "20260101-120000-seeds3"
-    seeds.mkdir()
-    moved = run_dir.rename(seeds / "seed1")
+@pytest.mark.parametrize("kind", ["seeds3", "ways3", "ways3-seeds2", "plain-seeds3-1"])
+def test_runs_of_one_command_are_one_group(kind: str, run_dir: Path) -> None:
+    series = run_dir.parent / f"20260101-120000-{kind}"
+    series.mkdir()
+    moved = run_dir.rename(series / "seed1")
     sync_run(moved, mode="offline")
-    assert records(replayed(moved), "run")[-1]["run_group"] == seeds.name
+    assert records(replayed(moved), "run")[-1]["run_group"] == series.name
 
 
 def test_a_second_sync_without_news_does_nothing(
