@@ -29,6 +29,7 @@ from benchmarks._machine import OthersClock, machine
 from benchmarks._resnet import synchronize
 from benchmarks._worker import say
 from ncmonitor.recipes.bundled import Recipe, find_recipe, recipes
+from ncmonitor.recipes.classes import only_classes
 from ncmonitor.recipes.datamodule import ImageData
 from ncmonitor.recipes.fit import main as fit
 from ncmonitor.recipes.module import ImageClassifier
@@ -65,7 +66,9 @@ class Work(NamedTuple):
     def steps(self) -> int:
         """Training steps of an epoch."""
         data, size = self.data, SIZES[type(self.data).__name__]
-        labels = torch.arange(size) % data.num_classes
+        labels = torch.arange(size) % type(data).num_classes
+        if data.classes is not None:
+            _, labels = only_classes(labels, data.classes)
         images = len(data.selection.of(labels, data.num_classes))
         return images // data.batch_size if data.drop_last else -(-images // data.batch_size)
 

@@ -116,12 +116,16 @@ class Measurement:
         Raises:
             InputError: With what to pass instead.
         """
+        self._try(self._probe)
+
+    def _try(self, look: Callable[[Any], None]) -> None:
+        """Look at the training data; if that fails on one rank, it does on all."""
         with self.ranks.together():
             source = self.sources()["train"]
 
         def work() -> None:
             with self.ranks.together():  # a share of the data may be empty: everybody's first batch
-                self._probe(source(self.batch_size, ALONE))
+                look(source(self.batch_size, ALONE))
 
         self._while_it_fits(work, lambda: source(None, ALONE))
 

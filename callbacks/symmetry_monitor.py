@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -150,6 +151,7 @@ class SymmetryMonitor(Base):
         self._given_dir = None if run_dir is None else Path(run_dir)
         self.run_dir = self._given_dir
         self._rows: list[dict[str, float | int | str]] = []
+        self._loaded: list[dict[str, float | int | str]] = []
         self._session: SymmetrySession | None = None
         self._monitors = SymmetryMonitors(prefix)
         self._watched: Mapping[str, Any] | None = None  # what a checkpoint knows of the parameters
@@ -207,12 +209,14 @@ class SymmetryMonitor(Base):
         """Try the groups, open the file and measure the untrained network."""
         epoch = trainer.current_epoch
         again = self._trainer() is trainer and trainer.global_step > 0  # a second fit goes on
-        kept = self._rows if self._continues or again else []
+        kept = self._loaded if self._continues else self._rows if again else []
         self._rows = [row for row in kept if int(row["epoch"]) <= epoch]
         self._trainer = weakref.ref(trainer)
         measurement = SymmetryMeasurement(
             trainer, pl_module, self._options, groups=self.groups, flows=self.flows
         )
+        if "train" not in self.splits and not trainer.enable_validation:
+            raise InputError("splits='val', but there is no validation data: nothing to measure")
         measurement.probe()
         self._session = self._opened(trainer, measurement)
         known = {int(row["epoch"]) for row in self._rows}
@@ -254,8 +258,16 @@ class SymmetryMonitor(Base):
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the test set, as ``nc/test/symmetry/...``."""
-        if self._session is not None:
-            rows = self._session.measure_test(trainer, pl_module)
+        if self._session is None or not self._rows:
+            return
+        rows = self._session.measure_test(trainer, pl_module)
+        if rows is None:
+            warnings.warn(
+                "the symmetry of the test set is not measured: the weights are not those of the "
+                "last measured epoch, to which its numbers would be added",
+                stacklevel=2,
+            )
+        elif not trainer.barebones:
             log_in_epoch(pl_module, log_values(rows, self.prefix))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -273,8 +285,9 @@ class SymmetryMonitor(Base):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where a checkpoint left."""
+        # Taken up when a fit starts: a checkpoint that is only tested leaves the history alone.
         self._continues = True
-        self._rows = [dict(row) for row in state_dict["rows"]]
+        self._loaded = [dict(row) for row in state_dict["rows"]]
         self._watched = state_dict["parameters"]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -301,11 +314,14 @@ class SymmetryMonitor(Base):
     def _check_folder(self, trainer: pl.Trainer) -> None:
         """Refuse two that would write the same table."""
         for other in trainer.callbacks:  # type: ignore[attr-defined]
-            twin = isinstance(other, SymmetryMonitor) and other is not self
-            if twin and (other._given_dir, other.prefix) == (self._given_dir, self.prefix):
+            if not isinstance(other, SymmetryMonitor) or other is self:
+                continue
+            shared = self._given_dir is not None and other._given_dir == self._given_dir
+            if shared or other.prefix == self.prefix:
                 raise InputError(
-                    "two SymmetryMonitor callbacks write to one folder: give one of them all "
-                    "groups, SymmetryMonitor(['flips', 'rotations90']), or each its own run_dir="
+                    "two SymmetryMonitor callbacks would write one table and log the same keys: "
+                    "give one of them all groups, SymmetryMonitor(['flips', 'rotations90']), or "
+                    "each its own prefix="
                 )
 
     def _opened(self, trainer: pl.Trainer, measurement: SymmetryMeasurement) -> SymmetrySession:
@@ -331,7 +347,8 @@ class SymmetryMonitor(Base):
 
     def _measure_outside(self, trainer: pl.Trainer, epoch: int) -> None:
         assert self._session is not None
-        rows = self._session.measure(epoch)
+        # WeightAveraging may have put the average into the module for good by now.
+        rows = self._session.measure(epoch, raw=epoch == 0 or not _averages(trainer))
         self._define(trainer)
         log_outside(trainer, log_values(rows, self.prefix), epoch)
         self._say(print if trainer.is_global_zero else None, rows)
@@ -355,6 +372,11 @@ class SymmetryMonitor(Base):
         if self.verbose and say is not None:
             for line in lines(rows):
                 say(line)
+
+
+def _averages(trainer: pl.Trainer) -> bool:
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return any(cls.__name__ == "WeightAveraging" for c in callbacks for cls in type(c).__mro__)
 
 
 def _companion(trainer: pl.Trainer, prefix: str) -> NeuralCollapse | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import pytorch_lightning as pl
@@ -47,8 +48,11 @@ class SymmetryMonitors:
         self._last = dict(values)
 
     def settle(self, trainer: pl.Trainer, values: Mapping[str, float]) -> None:
-        """Give monitors what they need in the first epoch: if that failed, the value before it."""
+        """Give monitors what they need in the first epoch: if that failed, the value before it.
+
+        Without one it is ``nan``, which ends the run in order where early stopping looks at it.
+        """
         for key in self.owed:
-            if key not in values and key in self._last:
-                trainer.callback_metrics[key] = torch.tensor(self._last[key])
+            if key not in values:
+                trainer.callback_metrics[key] = torch.tensor(self._last.get(key, math.nan))
         self.owed = [key for key in self.owed if key not in values]

@@ -16,11 +16,13 @@ from ncmonitor._checks import InputError, MeasurementError, said_once
 from ncmonitor.callbacks.parameter_watch import ParameterWatch
 from ncmonitor.callbacks.progress import Overhead
 from ncmonitor.callbacks.run_log import TableLog, writable
+from ncmonitor.callbacks.session import excused
 from ncmonitor.callbacks.sources import Source, test_sources
 from ncmonitor.callbacks.symmetry_measurement import Found, SymmetryMeasurement
 from ncmonitor.history import Row, keep_previous
 from ncmonitor.provenance import write_run
-from ncmonitor.symmetry.rows import COLUMNS, FACTS_FILE, NUMBERS, PARAMETERS, PLAIN
+from ncmonitor.symmetry.answers import ONE_CLASS
+from ncmonitor.symmetry.rows import COLUMNS, FACTS_FILE, PARAMETERS, PLAIN
 from ncmonitor.symmetry.table import SYMMETRY_FILE
 
 _Cell = float | int | str
@@ -52,6 +54,8 @@ class SymmetrySession:
         self._log = None if folder is None else TableLog(folder, SYMMETRY_FILE)
         self._said: set[str] = set()
         self._failures: set[tuple[str, str]] = set()
+        self._reasons: dict[str, str] = {}
+        self._weights: dict[str, int] = {}
         self._started = time.perf_counter()
         self._seconds = 0.0
         with measurement.ranks.together():  # only rank zero finds out that it cannot write
@@ -62,26 +66,45 @@ class SymmetrySession:
         """What measuring has cost since the fit began."""
         return Overhead(self._seconds, self._seconds / (time.perf_counter() - self._started))
 
-    def measure(self, epoch: int) -> list[dict[str, _Cell]]:
-        """Measure every split after ``epoch`` completed epochs and return the rows."""
+    def measure(self, epoch: int, *, raw: bool = True) -> list[dict[str, _Cell]]:
+        """Measure every split after ``epoch`` completed epochs and return the rows.
+
+        Args:
+            epoch: Completed epochs.
+            raw: Whether the module has the weights that the optimizer moves, whose law is known.
+        """
         rows: list[dict[str, _Cell]] = []
         for split, source in self._sources(epoch).items():
             if split.rstrip("0123456789") in self.splits:
                 rows += self._rows(split, source, epoch)
-        if self.watch is not None:
+        if self.watch is not None and raw:
             rows += self._own(epoch, "train", [("", PARAMETERS, self.watch.read())])
+            self._note("w_mean_law_ratio", self.watch.reason)
+        self._weights = self.measurement.fingerprint()
         return self._keep(rows)
 
     def measure_test(
         self, trainer: pl.Trainer, module: pl.LightningModule
-    ) -> list[dict[str, _Cell]]:
-        """Measure the test set at the present weights, as of the last measured epoch."""
+    ) -> list[dict[str, _Cell]] | None:
+        """Measure the test set as of the last measured epoch; ``None`` at other weights."""
         self.measurement.move(trainer, module)
-        last = self.rows[-1] if self.rows else {"epoch": 0, "step": 0}
+        if self.measurement.fingerprint() != self._weights:
+            return None
+        last = self.rows[-1]
         rows: list[dict[str, _Cell]] = []
         for split, source in test_sources(trainer, self.measurement.options).items():
             rows += self._rows(split, source, int(last["epoch"]))
+        self._forget(int(last["epoch"]), {row["split"] for row in rows})
         return self._keep([row | {"step": last["step"]} for row in rows])  # another trainer has 0
+
+    def _forget(self, epoch: int, splits: set[_Cell]) -> None:
+        """Drop what was measured of these splits at this epoch before."""
+        kept = [r for r in self.rows if not (r["epoch"] == epoch and r["split"] in splits)]
+        if len(kept) < len(self.rows):
+            self.rows[:] = kept
+            if self._log is not None:
+                with excused("symmetry.csv is not written anew"):
+                    self._log.start(self.rows, COLUMNS)
 
     def finish(self) -> None:
         """Write what could not be written before."""
@@ -115,6 +138,7 @@ class SymmetrySession:
             "weights": measurement.held,
             "groups": [group.facts for group in measurement.groups],
             "flows": [flow.facts for flow in measurement.flows],
+            "reasons": dict(self._reasons),
         }
 
     def _sources(self, epoch: int) -> dict[str, Source | None]:
@@ -134,7 +158,9 @@ class SymmetrySession:
                     found = self.measurement.measure_groups(source, self.overhead.share)
         except Exception as error:
             self._excuse(split, epoch, error)
-        found = found or [("", PLAIN, {"": dict.fromkeys(NUMBERS, math.nan)})]
+        for what, reason in self.measurement.reasons.items() if found else ():
+            self._note(f"{what} ({split})", reason)
+        found = found or self.measurement.nothing()
         seconds = time.perf_counter() - started
         self._seconds += seconds
         rows = self._own(epoch, split, found)
@@ -159,6 +185,17 @@ class SymmetrySession:
         if self._log is not None:
             self._log.append(agreed)
         return agreed
+
+    def _note(self, what: str, reason: str | None) -> None:
+        """Record why a number is ``nan``."""
+        if reason is None or what in self._reasons:
+            return
+        self._reasons[what] = reason
+        if reason == ONE_CLASS and self.measurement.trainer.is_global_zero:
+            warnings.warn(f"SymmetryMonitor: {what} is nan: {reason}", stacklevel=2)
+        if self._log is not None:
+            with excused("symmetry.json is not written"):
+                write_run(self._log.run_dir, self.facts, FACTS_FILE)
 
     def _excuse(self, split: str, epoch: int, error: Exception) -> None:
         """Turn a failed measurement into a warning, unless it is a mistake known from the start."""

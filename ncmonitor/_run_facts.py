@@ -17,9 +17,7 @@ PICTURES: Final = (
     *("curves", "gram", "simplex", "spectrum", "layers", "phase", "irrep_budget", "animation"),
 )
 #: Folder of runs that belong together: of seeds, of ways, or of both.
-_SERIES: Final = re.compile(
-    r"\d{8}-\d{6}-(ways\d+(-seeds\d+)?|([a-z][a-z0-9_]*-)?seeds\d+)(-\d+)?"
-)
+_SERIES: Final = re.compile(r"\d{8}-\d{6}-(ways\d+(-seeds\d+)?|([a-z][a-z0-9_]*-)?seeds\d+)(-\d+)?")
 _SUFFIXES: Final = (".png", ".gif")
 #: Of ``run.json``, beside how the run was measured.
 _KEPT: Final = ("ncmonitor", "versions", "commit", "dirty", "command", "created", "seed")

@@ -41,8 +41,19 @@ def common_groups(tables: Iterable[pd.DataFrame]) -> list[str]:
 
 def split_of(table: pd.DataFrame) -> str:
     """Return the split to speak of: the training set, else the first one."""
-    names = list(dict.fromkeys(table.loc[table["group"] != PARAMETERS, "split"]))
-    return "train" if "train" in names or not names else str(names[0])
+    names = _splits(table)
+    return "train" if "train" in names or not names else names[0]
+
+
+def other_split(table: pd.DataFrame) -> str:
+    """Return the first split beside that of :func:`split_of`; the same, if it is the only one."""
+    split = split_of(table)
+    return next((name for name in _splits(table) if name != split), split)
+
+
+def _splits(table: pd.DataFrame) -> list[str]:
+    """Return the splits whose samples were measured; parameters have none, and are in train."""
+    return list(dict.fromkeys(table.loc[table["group"] != PARAMETERS, "split"].astype(str)))
 
 
 def rows_of(

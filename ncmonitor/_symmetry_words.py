@@ -14,6 +14,7 @@ from ncmonitor._symmetry_table import (
     ROUNDING,
     course,
     group_names,
+    other_split,
     rows_of,
     split_of,
 )
@@ -23,10 +24,12 @@ from ncmonitor.symmetry.rows import PARAMETERS, PLAIN
 if TYPE_CHECKING:
     import pandas as pd
 
-#: So many times more than orbits must classes have collapsed before it is said that one came
-#: without the other; and so far must a collapse go to be called one.
-_APART: Final = 5.0
+#: So far, and to so much of the variance between classes, must scatter fall to be collapse. The
+#: fall alone says little: the variance between the classes of an untrained network is tiny.
 _COLLAPSED: Final = 10.0
+_SMALL: Final = 0.1
+#: So many times more than within classes is scatter along orbits of another size.
+_APART: Final = 10.0
 #: Rounding of the row mean in single precision over many thousand steps stays below this.
 _LAW: Final = 1e-2
 
@@ -38,11 +41,10 @@ def findings(table: pd.DataFrame) -> list[str]:
         table: Of a run.
     """
     split = split_of(table)
-    others = [s for s in dict.fromkeys(table["split"]) if s != split]
     said: list[str] = []
     for group in group_names(table):
         said += _collapse(table, group, split)
-        said += _accuracy(table, group, others[0] if others else split)
+        said += _accuracy(table, group, other_split(table))
         said += _bound(table, group, split)
         said += _maps(table, group, split)
     return [*said, *_law(table)]
@@ -80,16 +82,30 @@ def _collapse(table: pd.DataFrame, group: str, split: str) -> Iterator[str]:
         return
     if first == last or min(classes[first], classes[last], orbits[first]) <= ROUNDING:
         return
-    of_classes, of_orbits = classes[first] / classes[last], orbits[first] / orbits[last]
-    said = (
-        f"From epoch {first:.0f} to {last:.0f} class collapse {fold(classes[first], classes[last])}"
-        f" and orbit collapse under {group} {fold(orbits[first], orbits[last])}"
+    of_classes, of_orbits = (classes[first], classes[last]), (orbits[first], orbits[last])
+    yield (
+        f"From epoch {first:.0f} to {last:.0f} the scatter within classes {_moved(*of_classes)}, "
+        f"the scatter along orbits of {group} {_moved(*of_orbits)} (both over the variance between "
+        f"classes){_verdict(of_classes, of_orbits)}."
     )
-    if of_classes >= _COLLAPSED and of_classes > _APART * of_orbits:
-        said += ": the collapse of the classes did not bring invariance"
-    elif of_classes >= _COLLAPSED and of_orbits >= _COLLAPSED:
-        said += ": orbits collapsed with the classes"
-    yield f"{said}."
+
+
+def _moved(first: float, last: float) -> str:
+    said = fold(first, last)
+    return f"{'stayed at' if said.startswith('stayed') else f'{said} to'} {number(last)}"
+
+
+def _verdict(classes: tuple[float, float], orbits: tuple[float, float]) -> str:
+    """Say whether orbits collapsed too, if the first and last values leave no doubt of it."""
+    if not _has_collapsed(*classes):
+        return ""
+    if orbits[1] > _SMALL and orbits[1] >= _APART * classes[1]:
+        return ": the collapse of the classes did not bring invariance"
+    return ": orbits collapsed with the classes" if _has_collapsed(*orbits) else ""
+
+
+def _has_collapsed(first: float, last: float) -> bool:
+    return last <= _SMALL and first >= _COLLAPSED * last
 
 
 def _accuracy(table: pd.DataFrame, group: str, split: str) -> Iterator[str]:
@@ -101,19 +117,22 @@ def _accuracy(table: pd.DataFrame, group: str, split: str) -> Iterator[str]:
     untouched = float(plain["acc"].iloc[0])
     if math.isfinite(mean + worst + untouched):
         yield (
-            f"On {split}, accuracy is {number(untouched)}; over the transforms of {group} it is "
-            f"{number(mean)} on average, and {number(worst)} of the samples are right under all of "
-            "them."
+            f"On {split}, accuracy is {number(untouched)}; over the transforms of {group}, of "
+            f"which the identity is one, it is {number(mean)} on average, and {number(worst)} of "
+            "the samples are right under all of them."
         )
 
 
 def _bound(table: pd.DataFrame, group: str, split: str) -> Iterator[str]:
-    """Say the certificate: half the mean squared distance in an orbit is at most tr Σ_W."""
+    """Say the certificate: half the mean squared distance in an orbit is at most tr Σ_W.
+
+    Not where estimates from drawn transforms, whose noise can be larger, contradict it.
+    """
     last = rows_of(table, group, split).tail(1)
     if last.empty:
         return
     orbit, share = (float(last[name].iloc[0]) for name in (OF_ORBITS, "orbit_share"))
-    if math.isfinite(orbit + share) and share > 0 and orbit > ROUNDING:
+    if math.isfinite(orbit) and 0 < share <= 1 and orbit > ROUNDING:
         yield (
             f"Certificate: two transforms of a sample of {split} under {group} are apart by "
             f"{number(orbit)}\u00a0tr\u00a0Σ_B (half their mean squared distance); the variance "
@@ -139,7 +158,7 @@ def _maps(table: pd.DataFrame, group: str, split: str) -> Iterator[str]:
 
 def _law(table: pd.DataFrame) -> Iterator[str]:
     epochs, values = course(table, "w_mean_law_ratio", PARAMETERS, "train")
-    known = np.isfinite(values)
+    known = np.isfinite(values) & (epochs > 0)  # at first the law holds by definition
     if not known.any():
         return
     epoch, ratio = int(epochs[known][-1]), float(values[known][-1])

@@ -37,6 +37,11 @@ def inv_error(features: Array, mask: NDArray[np.bool_]) -> list[float]:
     return result
 
 
+def has_orbit(kept: NDArray[np.bool_]) -> bool:
+    """Whether two transforms of a sample keep its label, where there are two."""
+    return len(kept) == 1 or int(np.sum(kept)) > 1
+
+
 def softmax(logits: Array) -> Array:
     powers = np.exp(logits - logits.max())
     return powers / powers.sum()
@@ -61,8 +66,9 @@ def predictions(
         of["tv"].append(np.mean(apart))
         of["acc"].append(np.mean(right[g, own]))
         of["drop"].append(np.mean(right[0, own]) - np.mean(right[g, own]))
-    of["orbit_mean"] = np.mean([np.mean(right[mask[:, i], i]) for i in range(n)])
-    of["orbit_worst"] = np.mean([np.all(right[mask[:, i], i]) for i in range(n)])
+    orbits = [right[mask[:, i], i] for i in range(n) if has_orbit(mask[:, i])]
+    of["orbit_mean"] = np.mean([np.mean(one) for one in orbits]) if orbits else NAN
+    of["orbit_worst"] = np.mean([np.all(one) for one in orbits]) if orbits else NAN
     return of
 
 
@@ -83,7 +89,12 @@ class Decomposition(NamedTuple):
 def decomposition(
     features: Array, labels: NDArray[np.int64], mask: NDArray[np.bool_]
 ) -> Decomposition:
-    """Σ_orbit, Σ_between and, on its own, Σ_W^aug; classes, samples and their pairs weigh alike."""
+    """Σ_orbit, Σ_between and, on its own, Σ_W^aug; classes, samples and their pairs weigh alike.
+
+    Of the samples that have an orbit, and of the classes that have such samples.
+    """
+    some = [i for i in range(len(labels)) if has_orbit(mask[:, i])]
+    features, labels, mask = features[:, some], labels[some], mask[:, some]
     dim, present = features.shape[2], sorted(set(labels.tolist()))
     orbit, between, within = np.zeros((3, dim, dim))
     means = []

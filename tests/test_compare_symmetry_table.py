@@ -57,6 +57,12 @@ def test_class_collapse_is_that_of_the_samples_as_they_are(tmp_path: Path) -> No
     assert cells[0].text == f"{plain['nc1_quotient'].iloc[0]:.4g}"
 
 
+def test_without_a_training_set_the_accuracies_are_of_the_split_there_is(tmp_path: Path) -> None:
+    table = symmetry_table([group(tmp_path, "plain", splits=("val",))])
+    assert table is not None
+    assert {split for _, split in table["heads"]} == {"val"}
+
+
 def test_groups_that_all_runs_have_are_compared(tmp_path: Path) -> None:
     both = [group(tmp_path, "plain", groups=TWO), group(tmp_path, "augmented", groups=TWO)]
     table = symmetry_table(both)

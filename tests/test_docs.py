@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import shutil
@@ -18,6 +19,7 @@ from blocks import blocks, commands, run, world
 from ncmonitor.callbacks import NeuralCollapse
 from ncmonitor.catalogue import CATALOGUE
 from ncmonitor.cli import main
+from ncmonitor.symmetry import DIGITS, rotations90
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -133,6 +135,18 @@ def test_the_catalogue_page_has_every_quantity_and_all_its_texts() -> None:
     for quantity in CATALOGUE.values():
         for text in (quantity.meaning, quantity.definition, quantity.null, quantity.undefined):
             assert text in plain
+
+
+def test_classes_to_leave_out_are_all_that_rotations_make_alike() -> None:
+    page = (DOCS / "symmetry.md").read_text()
+    [shown] = [ast.literal_eval(text) for text in re.findall(r"exclude=(\{.*?\})", page)]
+    group = rotations90().excluding(DIGITS)
+    assert {name: frozenset(classes) for name, classes in shown.items()} == dict(group.excluded)
+    for row in ("(acc + (m − 1)/K)/m", "acc · K^−(m−1)"):
+        assert f" {row} |" in page
+        assert row.replace(" ", "") in {
+            q.null.split(" for ")[0].replace(" ", "") for q in CATALOGUE.values()
+        }
 
 
 def test_links_to_files_of_the_repository_lead_to_their_pages() -> None:

@@ -14,10 +14,13 @@ from matplotlib.figure import Figure
 
 from histories import collapse_rows
 from ncmonitor import _symmetry_words as words
+from ncmonitor.catalogue import CATALOGUE
 from ncmonitor.history import history_frame, start_history
 from ncmonitor.html import export_run
 from ncmonitor.html.symmetry import budget, read, section
-from ncmonitor.symmetry.rows import COLUMNS
+from ncmonitor.plots import group_curves
+from ncmonitor.provenance import write_run
+from ncmonitor.symmetry.rows import COLUMNS, FACTS_FILE
 from ncmonitor.symmetry.table import SYMMETRY_FILE, symmetry_frame
 from pages import HOSTILE, Page, make_run
 from pages import read as read_page
@@ -132,6 +135,52 @@ def test_a_run_without_a_table_is_no_caution(tmp_path: Path) -> None:
     assert budget(history_frame(collapse_rows(range(2), splits=("val",)))) is None
 
 
+REASONS = {
+    "equiv_r2 of rotations90 (train)": "12 samples are too few",
+    "equiv_r2 of flips (train)": "12 samples are too few",
+    "w_mean_law_ratio": f"the optimiser is {HOSTILE}",
+}
+
+
+def test_the_page_says_why_numbers_were_not_measured(tmp_path: Path) -> None:
+    folder = run_with(tmp_path / "run", symmetry_rows([0, 5]))
+    write_run(folder, {"reasons": REASONS}, FACTS_FILE)
+    page = read_page(folder)
+    assert "Not measured, and why" in page.text
+    assert page.tags["script"] == 0
+    words_only = re.sub(r"[\s,:]+", " ", page.text)
+    wanted = (
+        "equiv_r2 of rotations90 (train) equiv_r2 of flips (train) 12 samples are too few w_mean"
+    )
+    assert wanted in words_only
+    assert HOSTILE in page.text
+
+
+@pytest.mark.parametrize("facts", [{}, {"reasons": {}}, {"reasons": ["law"]}, {"reasons": None}])
+def test_without_reasons_there_is_no_heading_for_them(
+    tmp_path: Path, facts: dict[str, Any]
+) -> None:
+    folder = run_with(tmp_path / "run", symmetry_rows([0, 5]))
+    write_run(folder, facts, FACTS_FILE)
+    assert "and why" not in read_page(folder).text
+
+
+def test_the_split_of_the_parameters_is_no_split_of_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[str] = []
+
+    def spy(table: pd.DataFrame, *args: Any, split: str, **settings: Any) -> Any:
+        drawn.append(split)
+        return group_curves(table, *args, split=split, **settings)
+
+    monkeypatch.setattr("ncmonitor.html.symmetry.group_curves", spy)
+    found = section(symmetry(splits=("val",)))
+    assert found is not None
+    assert drawn == ["val"]
+    assert any(said.startswith("On val, accuracy is") for said in found["findings"])
+
+
 # -- the words -------------------------------------------------------------------------------------
 
 
@@ -141,13 +190,58 @@ def said(way: str = "plain", **changes: Any) -> list[str]:
 
 def test_collapse_of_the_classes_without_invariance_is_said_with_both_numbers() -> None:
     assert said()[0] == (
-        "From epoch 0 to 100 class collapse fell 49-fold and orbit collapse under rotations90 fell "
-        "1.4-fold: the collapse of the classes did not bring invariance."
+        "From epoch 0 to 100 the scatter within classes fell 49-fold to 0.00496, the scatter along "
+        "orbits of rotations90 fell 1.4-fold to 0.561 (both over the variance between classes): "
+        "the collapse of the classes did not bring invariance."
     )
 
 
+def ends(classes: tuple[float, float], orbits: tuple[float, float]) -> str:
+    """Return what is said of a run with these values at its first and last epoch."""
+    table = symmetry([0, 100], splits=("train",))
+    for name, group, values in (
+        ("nc1_quotient", "plain", classes),
+        ("orbit_quot", "rotations90", orbits),
+    ):
+        own = (table["group"] == group) & (table["element"] == "")
+        table.loc[own, name] = np.array(values)
+    return words.findings(table)[0]
+
+
+INVARIANT, NOT_INVARIANT = "orbits collapsed with the classes.", "did not bring invariance."
+PLAIN_NUMBERS = "(both over the variance between classes)."
+
+
+@pytest.mark.parametrize(
+    ("classes", "orbits", "verdict"),
+    [
+        ((50.0, 0.005), (900.0, 1.03), NOT_INVARIANT),  # a large fall, from almost no Σ_B
+        ((50.0, 0.005), (90.0, 0.9), NOT_INVARIANT),
+        ((50.0, 1e-4), (5.0, 0.02), INVARIANT),  # a smaller fall than that of the classes
+        ((50.0, 0.05), (5.0, 0.1), INVARIANT),
+        ((50.0, 0.05), (50.0, 0.3), PLAIN_NUMBERS),
+        ((50.0, 0.5), (50.0, 0.05), PLAIN_NUMBERS),  # the classes have not collapsed
+        ((50.0, 2.0), (900.0, 30.0), PLAIN_NUMBERS),
+        ((0.06, 0.01), (3.0, 2.0), PLAIN_NUMBERS),
+        ((1.0, 0.001), (0.08, 0.07), PLAIN_NUMBERS),
+    ],
+)
+def test_a_verdict_on_orbits_needs_their_level_and_not_their_fall_alone(
+    classes: tuple[float, float], orbits: tuple[float, float], verdict: str
+) -> None:
+    found = ends(classes, orbits)
+    assert found.endswith(verdict)
+    assert f"to {words.number(classes[1])}, the scatter along orbits of rotations90" in found
+    assert f" {words.number(orbits[1])} (both over" in found
+
+
+def test_what_did_not_change_is_said_to_have_stayed() -> None:
+    found = ends((0.5, 0.5), (2.0, 4.0))
+    assert "within classes stayed at 0.5, the scatter along orbits of rotations90 rose" in found
+
+
 def test_orbits_that_collapse_with_the_classes_are_said_to() -> None:
-    assert said("augmented")[0].endswith("-fold: orbits collapsed with the classes.")
+    assert said("augmented")[0].endswith("classes): orbits collapsed with the classes.")
 
 
 def test_invariance_by_construction_is_said_to_hold_to_rounding() -> None:
@@ -159,7 +253,7 @@ def test_invariance_by_construction_is_said_to_hold_to_rounding() -> None:
 
 def test_where_classes_did_not_collapse_nothing_is_concluded() -> None:
     short = words.findings(symmetry([0, 1]))[0]
-    assert short.startswith("From epoch 0 to 1 class collapse fell 1.1-fold")
+    assert short.startswith("From epoch 0 to 1 the scatter within classes fell 1.1-fold to 0.224")
     assert "invariance" not in short
 
 
@@ -172,9 +266,32 @@ def test_the_certificate_has_the_scatter_and_what_bounds_it() -> None:
     assert numbers == pytest.approx([orbit, orbit / last["orbit_share"]], rel=5e-3)
 
 
+@pytest.mark.parametrize(("share", "count"), [(1.0, 1), (1.0001, 0), (2.5, 0), (0.0, 0)])
+def test_a_scatter_estimated_above_its_bound_has_no_certificate(share: float, count: int) -> None:
+    found = words.findings(symmetry([0, 50]).assign(orbit_share=share))
+    assert sum(each.startswith("Certificate") for each in found) == count
+
+
+def test_the_accuracy_over_an_orbit_is_said_to_count_the_identity() -> None:
+    [found] = [each for each in said() if each.startswith("On val, accuracy is")]
+    assert "over the transforms of rotations90, of which the identity is one, it is" in found
+    for name in ("acc_orbit_mean", "acc_orbit_worst"):
+        assert "the identity among the g" in CATALOGUE[name].definition
+
+
 def test_accuracy_is_that_of_unseen_data_where_it_was_measured() -> None:
     assert any(each.startswith("On val, accuracy is") for each in said())
     assert any(each.startswith("On train, accuracy is") for each in said(splits=("train",)))
+
+
+def test_of_the_untrained_network_no_law_is_said_to_hold() -> None:
+    assert not any("mean row" in each for each in words.findings(symmetry([0])))
+    rows = [
+        row | ({"w_mean_law_ratio": float("nan")} if row["epoch"] else {})
+        for row in symmetry_rows([0, 5])
+    ]
+    assert not any("mean row" in each for each in words.findings(symmetry_frame(rows)))
+    assert "At epoch 1 the classifier's mean row" in words.findings(symmetry([0, 1]))[-1]
 
 
 def test_the_law_of_the_mean_row_holds_or_something_else_moves_it() -> None:

@@ -46,7 +46,7 @@ def test_every_figure_is_a_file_one_or_two_columns_wide(folder: Path) -> None:
     files = written(folder)
     assert set(files) == {
         *("curves", "error", "cross_entropy", "nc1", "nc2_equinorm", "nc2_equiangular_std"),
-        *("nc2_max_angle", "nc2_etf", "nc3_self_duality", "nc4_disagreement"),
+        *("nc2_max_angle", "nc2_etf", "nc3_self_duality", "nc4_disagreement", "irrep_budget"),
         *("path_nc1_nc2_etf_means", "path_nc1_nc3_self_duality"),
         *("path_nc2_etf_means_nc3_self_duality", "layers_nc1", "layers_nc2_etf_means"),
         *(
@@ -138,7 +138,9 @@ def test_a_degenerate_history_has_figures(
         "all nan": collapse(range(3), failed=range(3)),
     }[case]
     files = write_figures(history, [], tmp_path, "png")
-    assert [path.name for path in files] == ["curves.png", "error.png", "nc2_etf_w.png"]
+    budget = ["irrep_budget.png"] * (case == "one epoch")  # of the training set's means
+    names = ["curves.png", "error.png", "nc2_etf_w.png", *budget]
+    assert [path.name for path in files] == names
     for path in files:
         with Image.open(path) as image:
             assert image.info["dpi"][0] == pytest.approx(300, abs=0.1)

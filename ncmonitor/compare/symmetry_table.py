@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ncmonitor._checks import InputError
-from ncmonitor._symmetry_table import OF_CLASSES, OF_ORBITS, common_groups, rows_of, split_of
+from ncmonitor._symmetry_table import (
+    OF_CLASSES,
+    OF_ORBITS,
+    common_groups,
+    other_split,
+    rows_of,
+    split_of,
+)
 from ncmonitor.catalogue import CATALOGUE
 from ncmonitor.compare.aggregate import spread
 from ncmonitor.compare.groups import Group
@@ -41,8 +48,7 @@ def symmetry_table(groups: Sequence[Group]) -> dict[str, Any] | None:
     names = common_groups(every)
     if not names:
         return None
-    split = split_of(every[0])
-    other = next((s for s in dict.fromkeys(every[0]["split"]) if s != split), split)
+    split, other = split_of(every[0]), other_split(every[0])
     wanted = [*((name, split) for name in _TRAIN), *((name, other) for name in _OTHER)]
     lines = []
     for i, seeds in enumerate(tables):

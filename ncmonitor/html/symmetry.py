@@ -10,14 +10,22 @@ import numpy as np
 
 from ncmonitor._axes import fresh_axes, own_style
 from ncmonitor._checks import InputError
-from ncmonitor._symmetry_table import element_names, flow_names, group_names, rows_of, split_of
+from ncmonitor._symmetry_table import (
+    element_names,
+    flow_names,
+    group_names,
+    other_split,
+    rows_of,
+    split_of,
+)
 from ncmonitor._symmetry_words import findings
 from ncmonitor.catalogue import CATALOGUE
 from ncmonitor.html.page import NOTHING, Cell, inline_svg, value_cell
 from ncmonitor.html.pictures import Picture
 from ncmonitor.plots import collapse_and_orbits, group_curves, irrep_budget
 from ncmonitor.plots._irreps import has_budget
-from ncmonitor.symmetry.rows import OF_FLOWS, PARAMETERS
+from ncmonitor.provenance import read_run
+from ncmonitor.symmetry.rows import FACTS_FILE, OF_FLOWS, PARAMETERS
 from ncmonitor.symmetry.table import SYMMETRY_FILE, read_symmetry
 
 if TYPE_CHECKING:
@@ -37,13 +45,18 @@ _DRAWN, _PAIRS = 3, 24
 
 
 def read(folder: Path) -> tuple[pd.DataFrame | None, list[str]]:
-    """Read the table of symmetry, if the run has one that can be read, and what it leaves out."""
+    """Read the table of symmetry, if the run has one that can be read, and what it leaves out.
+
+    The table's ``attrs["reasons"]`` say why numbers were not measured, by their name.
+    """
     if not (folder / SYMMETRY_FILE).is_file():
         return None, []
     try:
         table = read_symmetry(folder)
     except InputError as error:
         return None, [f"The symmetry of the inputs is left out: {error}."]
+    reasons = read_run(folder, FACTS_FILE).get("reasons")
+    table.attrs["reasons"] = reasons if isinstance(reasons, dict) else {}
     return table, list(table.attrs["cautions"])
 
 
@@ -73,7 +86,7 @@ def section(table: pd.DataFrame | None) -> dict[str, Any] | None:
         "epoch": int(table["epoch"].max()),
         "split": split,
         "findings": findings(table),
-        "pictures": _pictures(table, split),
+        "pictures": _pictures(table),
         "tables": [
             found
             for names, rows, what in (
@@ -84,17 +97,17 @@ def section(table: pd.DataFrame | None) -> dict[str, Any] | None:
         ],
         "layers": _layers(table, split),
         "balance": _balance(table),
+        "reasons": _reasons(table),
     }
 
 
-def _pictures(table: pd.DataFrame, split: str) -> list[Picture]:
+def _pictures(table: pd.DataFrame) -> list[Picture]:
     groups = group_names(table)
     if not groups:
         return []
     label = "Class collapse and orbit collapse by epoch"
     found = [Picture(inline_svg(collapse_and_orbits(table), "y0-", label))]
-    others = [s for s in dict.fromkeys(table["split"]) if s != split]
-    shown = others[0] if others else split
+    shown = other_split(table)
     for i, group in enumerate(groups[:_DRAWN]):
         with own_style():
             ax: Any = group_curves(table, "acc", fresh_axes(4.6, 3.0), group=group, split=shown)
@@ -155,6 +168,14 @@ def _balance(table: pd.DataFrame) -> dict[str, Any] | None:
         return None
     left = len(pairs) - len(lines)
     return {"lines": lines, "left": left, "quantity": CATALOGUE["layer_balance"]}
+
+
+def _reasons(table: pd.DataFrame) -> list[tuple[str, list[str]]]:
+    """Return each reason for which numbers were not measured, with the names of these."""
+    found: dict[str, list[str]] = {}
+    for name, why in table.attrs.get("reasons", {}).items():
+        found.setdefault(str(why), []).append(str(name))
+    return list(found.items())
 
 
 def _at(rows: pd.DataFrame, place: int) -> Cell:

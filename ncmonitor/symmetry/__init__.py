@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ncmonitor.symmetry.checks import check_flow as check_flow
     from ncmonitor.symmetry.checks import check_group as check_group
     from ncmonitor.symmetry.checks import composition_table as composition_table
     from ncmonitor.symmetry.equivariance import Equivariance as Equivariance
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from ncmonitor.symmetry.table import read_symmetry as read_symmetry
 
 _NAMES = {
-    "checks": ("check_group", "composition_table"),
+    "checks": ("check_flow", "check_group", "composition_table"),
     "flows": ("rotation_flow", "scale_flow", "translation_flow"),
     "groups": ("Action", "DIGITS", "Flow", "Group"),
     "images": (

@@ -8,7 +8,6 @@ they are, which all share. What comes out is kept until the end, on the host: th
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
@@ -17,23 +16,19 @@ from torch import Tensor
 
 from ncmonitor._checks import InputError, MeasurementError
 from ncmonitor.conventions import IGNORE_INDEX
-from ncmonitor.measure import measure_collapse
-from ncmonitor.symmetry.equivariance import fit_equivariance
-from ncmonitor.symmetry.groups import IDENTITY, Flow, Group
-from ncmonitor.symmetry.invariance import FeatureInvariance, PredictionInvariance
-from ncmonitor.symmetry.lie import LieError
-from ncmonitor.symmetry.orbits import OrbitReport, measure_orbits
+from ncmonitor.symmetry.group_numbers import Values, flow_value, group_values, nothing, plain_values
+from ncmonitor.symmetry.groups import Flow, Group
 from ncmonitor.symmetry.rows import PARAMETERS, PLAIN
 from ncmonitor.tap import Tapped
 
-#: Numbers by element, then by name; those of the whole group under ``""``.
-Values = dict[str, dict[str, float]]
 #: A forward pass: from inputs to what it left at the classifier and the inner layers.
 Run = Callable[[Any], Tapped]
 
+#: Why nothing can be said about classes.
+ONE_CLASS: Final = "the samples hold one class, and collapse is of two or more"
+
 _FLOW: Final = ("ahead", "back")
 _LOGITS: Final = None  # in place of a layer's name
-_OF_ORBITS: Final = ("orbit_share", "orbit_quot", "orbit_nc1", "between_nc1", "nc1_aug")
 
 
 class Answers:
@@ -43,6 +38,9 @@ class Answers:
         groups: Whose names differ.
         flows: Moved by their own step ahead and back.
         ignore_index: Samples with this label are left out.
+
+    Attributes:
+        reasons: Why numbers are ``nan``, by what they are of; filled by :meth:`values`.
 
     Raises:
         InputError: If two have one name, or one has a name that stands for something else.
@@ -63,6 +61,7 @@ class Answers:
                     f"the name {name!r} is there {why}: every group and flow needs one of its own, "
                     "e.g. dataclasses.replace(group, name='shifts2')"
                 )
+        self.reasons: dict[str, str] = {}
         # By group, element and layer: a list of batches.
         self._kept: dict[tuple[str, str], dict[str | None, list[Tensor]]] = {}
         self._labels: list[Tensor] = []
@@ -141,18 +140,33 @@ class Answers:
         labels = torch.cat(self._labels) if self._labels else torch.zeros(0, dtype=torch.int64)
         if not len(labels):
             raise MeasurementError("there is no labelled sample to transform")
-        plain = {name: torch.cat(batches) for name, batches in self._kept[PLAIN, ""].items()}
+        if bool((labels == labels[0]).all()):
+            self.reasons["nc1"] = ONE_CLASS
+        plain = self._whole(PLAIN, "")
         for layer, features in plain.items():
             if layer is _LOGITS:
                 continue
             logits = None if layer else plain[_LOGITS]
-            yield layer, PLAIN, {"": _plain_values(features, logits, labels, num_classes)}
+            yield layer, PLAIN, {"": plain_values(features, logits, labels, num_classes)}
             for group in self.groups:
                 stack = self._stack(group, layer, features)
                 scores = None if layer else self._stack(group, _LOGITS, plain[_LOGITS])
-                yield layer, group.name, group_values(group, stack, scores, labels, num_classes)
+                values, reason = group_values(group, stack, scores, labels, num_classes)
+                if reason is not None:
+                    self.reasons[f"equiv_r2 of {group.name}{layer and f' at {layer}'}"] = reason
+                yield layer, group.name, values
             for flow in self.flows:
                 yield layer, flow.name, {"": self._flow_values(flow, layer, plain)}
+
+    def nothing(self, layers: Sequence[str]) -> Iterator[tuple[str, str, Values]]:
+        """Yield what :meth:`values` would, all of it ``nan``."""
+        for layer in layers:
+            for each in (None, *self.groups, *self.flows):
+                name = PLAIN if each is None else each.name
+                yield layer, name, nothing(each, logits=not layer)
+
+    def _whole(self, group: str, element: str) -> dict[str | None, Tensor]:
+        return {layer: torch.cat(rows) for layer, rows in self._kept[group, element].items()}
 
     def _stack(self, group: Group, layer: str | None, plain: Tensor) -> Tensor:
         moved = [self._kept[group.name, name][layer] for name in group.names[1:]]
@@ -161,94 +175,13 @@ class Answers:
     def _flow_values(
         self, flow: Flow, layer: str, plain: dict[str | None, Tensor]
     ) -> dict[str, float]:
-        asked = {"lie_error": layer} if layer else {"lie_error": layer, "lie_error_logits": _LOGITS}
-        found = {}
-        for name, what in asked.items():
-            ahead, back = (torch.cat(self._kept[flow.name, side][what]) for side in _FLOW)
-            unit = FeatureInvariance(centre=what is _LOGITS).update(plain[what][None])
-            if what is _LOGITS:
-                ahead, back = (x - x.mean(1, keepdim=True) for x in (ahead.double(), back.double()))
-            found[name] = LieError(flow.step).update(ahead, back).value(unit.total_variance)
-        return found
-
-
-def group_values(
-    group: Group, features: Tensor, logits: Tensor | None, labels: Tensor, num_classes: int
-) -> Values:
-    """Return every number of one layer under one group.
-
-    Args:
-        group: Of m elements.
-        features: ``(m, N, d)``, the identity first.
-        logits: ``(m, N, K)``; ``None`` for an inner layer.
-        labels: ``(N,)``.
-        num_classes: K.
-
-    Returns:
-        By element, and for the group under ``""``; names as in the catalogue.
-
-    Raises:
-        MeasurementError: If a feature is not finite.
-    """
-    mask = torch.stack([group.keeps(name, labels) for name in group.names])
-    if not bool(features.isfinite().all()):
-        raise MeasurementError(f"features under {group.name} are not finite")
-    table = group.table
-    equivariance = fit_equivariance(features, mask, table)
-    columns = {"inv_error": FeatureInvariance().update(features, mask).errors}
-    of_group = {}
-    if logits is not None:
-        answers = PredictionInvariance().update(logits, labels, mask)
-        columns |= {
-            "inv_error_logits": answers.logit_errors,
-            "pred_consistency": answers.consistency,
-            "tv": answers.total_variation,
-            "acc": answers.accuracy,
-            "acc_drop": answers.accuracy_drop,
+        ahead, back = (self._whole(flow.name, side) for side in _FLOW)
+        asked: dict[str, str | None] = {"lie_error": layer}
+        asked |= {} if layer else {"lie_error_logits": _LOGITS}
+        return {
+            name: flow_value(flow, ahead[what], back[what], plain[what], centre=what is _LOGITS)
+            for name, what in asked.items()
         }
-        of_group = {"acc_orbit_mean": answers.orbit_mean, "acc_orbit_worst": answers.orbit_worst}
-    columns["equiv_r2"] = equivariance.r2
-    orbits = _orbits(group, features, labels, mask, num_classes)
-    found = {name: _average(column[1:].tolist()) for name, column in columns.items()} | of_group
-    found |= {name: getattr(orbits, name) for name in _OF_ORBITS}
-    if table is not None:
-        found["group_law"] = equivariance.group_law
-        found["group_law_scaled"] = equivariance.group_law_scaled
-    own = {
-        name: {column: float(values[g]) for column, values in columns.items()}
-        for g, name in enumerate(group.names)
-        if name != IDENTITY
-    }
-    return {"": found, **own}
-
-
-def _orbits(
-    group: Group, features: Tensor, labels: Tensor, mask: Tensor, num_classes: int
-) -> OrbitReport:
-    if not group.drawn:
-        return measure_orbits([(features, labels, mask)], num_classes)
-    # The identity was not drawn.
-    if len(group) < 3:
-        raise InputError(
-            f"group {group.name!r} is a random choice of one transform, which has no variance: "
-            "draw at least two"
-        )
-    return measure_orbits([(features[1:], labels, mask[1:])], num_classes, "shared")
-
-
-def _plain_values(
-    features: Tensor, logits: Tensor | None, labels: Tensor, num_classes: int
-) -> dict[str, float]:
-    report = measure_collapse(features, labels, num_classes=num_classes)
-    found = {"nc1": report.nc1, "nc1_quotient": report.nc1_quotient}
-    if logits is not None:
-        found["acc"] = float((logits.argmax(1) == labels).double().mean())
-    return found
-
-
-def _average(values: Sequence[float]) -> float:
-    defined = [value for value in values if not math.isnan(value)]
-    return math.fsum(defined) / len(defined) if defined else math.nan
 
 
 def check_answer(tapped: Tapped, labels: Tensor, group: str, element: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 from ncmonitor._checks import InputError, nearest
 from ncmonitor.symmetry import flows as flow_builders
 from ncmonitor.symmetry import images, points
-from ncmonitor.symmetry.groups import Flow, Group
+from ncmonitor.symmetry.groups import DIGITS, Flow, Group
 
 _T = TypeVar("_T", Group, Flow)
 
@@ -42,16 +42,22 @@ def groups_of(
     Args:
         given: Objects, or names of builders that need no arguments.
         exclude: Classes whose label an element changes, by the element's name, for every group
-            that has it, in place of the groups' own.
+            that has it, in place of the groups' own; or :data:`~ncmonitor.symmetry.DIGITS`.
 
     Raises:
-        InputError: If one is neither, if there is none, or if ``exclude`` names no element.
+        InputError: If one is neither, if there is none, if one has the identity alone, or if
+            ``exclude`` names no element.
     """
     found = _several(given, Group, _GROUPS, "groups")
     if not found:
         raise InputError(f"groups= needs at least one, e.g. groups={next(iter(_GROUPS))!r}")
+    for group in found:
+        if len(group) < 2:
+            raise InputError(f"group {group.name!r} has no element but the identity")
     if exclude is None:
         return found
+    if exclude is DIGITS:
+        return tuple(group.excluding(DIGITS) for group in found)
     known = [name for group in found for name in group.names]
     for name in exclude:
         if name not in known:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ncmonitor._checks import InputError
-from ncmonitor.symmetry.groups import IDENTITY, Action, Group
+from ncmonitor.symmetry.groups import IDENTITY, Action, Flow, Group
 
 # (dimensions, in words) of the input of each kind that is a single tensor.
 _KINDS: Final = {
@@ -125,6 +125,23 @@ def _check_action(who: str, action: Action, batch: Any) -> None:
             f"{who} mixes the samples of a batch: the first sample alone gives something else; "
             "transform each sample by itself (dimension 0 counts the samples)"
         )
+
+
+def check_flow(flow: Flow, batch: Any) -> None:
+    """Try the two transforms that a symmetric difference along a flow needs, as a group is tried.
+
+    Args:
+        flow: The flow, moved by its own step.
+        batch: As in :func:`check_group`.
+
+    Raises:
+        InputError: Likewise.
+    """
+    if not isinstance(flow, Flow):
+        raise InputError(f"expected a Flow, got {type(flow).__name__}")
+    ahead = Action("ahead", lambda x: flow(x, flow.step))
+    back = Action("back", lambda x: flow(x, -flow.step))
+    check_group(Group.of(flow.name, [ahead, back], kind=flow.kind), batch)
 
 
 def _check_table(group: Group, batch: Any) -> None:

@@ -95,8 +95,11 @@ class Group:
             it are then no averages over a group.
         excluded: Classes whose label an element changes, by the element's name.
         note: Boundary and interpolation, in words.
-        drawn: Whether the actions besides the identity were drawn at random from a larger group,
-            which orbit numbers are then unbiased estimates for.
+        drawn: Whether the actions besides the identity were drawn at random from a larger group.
+            Of that group, tr Σ_orbit and tr Σ_W, hence ``orbit_share``, are then estimated without
+            bias. The class means keep the noise of the draws that all samples share:
+            ``orbit_quot``, ``orbit_nc1``, ``between_nc1`` and ``nc1_aug`` are too small where
+            orbits scatter much more than classes.
     """
 
     name: str

@@ -170,9 +170,12 @@ class PredictionInvariance:
         ).masked_fill(~kept, 0)
         terms = [kept, kept & (choice == choice[0]), kept & correct, kept & correct[0], apart]
         sums = torch.stack([term.sum(1).double() for term in terms])
-        right = (kept & correct).sum(0) / kept.sum(0).double()  # a sample's share
-        worst = (correct | ~kept).all(0)
-        orbit = torch.stack([right.sum(), worst.sum().double(), right.new_tensor(len(right))])
+        sizes = kept.sum(0).double()
+        # The identity alone is no orbit, but for a group of one.
+        counted = (sizes >= min(2, len(kept))).double()
+        right = counted * (kept & correct).sum(0) / sizes  # a sample's share
+        worst = counted * (correct | ~kept).all(0)
+        orbit = torch.stack([right.sum(), worst.sum(), counted.sum()])
         self._sums = sums if not len(self._sums) else self._sums + sums
         self._orbit = orbit if not len(self._orbit) else self._orbit + orbit
 
@@ -231,7 +234,8 @@ class PredictionInvariance:
     def orbit_mean(self) -> float:
         """``acc_orbit_mean``: accuracy over a sample's transforms, averaged over samples.
 
-        The plain accuracy for an invariant network; ``nan`` without samples.
+        Over samples of which at least 2 transforms (m = 1: 1) keep the label: the plain accuracy
+        of these for an invariant network; ``nan`` without any.
         """
         return float(self._orbit[0] / self._orbit[2]) if len(self._orbit) else math.nan
 
@@ -239,8 +243,9 @@ class PredictionInvariance:
     def orbit_worst(self) -> float:
         """``acc_orbit_worst``: share of samples that are right under all their transforms.
 
-        The plain accuracy for an invariant network, at most :attr:`orbit_mean`; about ``K^−m``
-        where predictions are independent; ``nan`` without samples.
+        Over the samples of :attr:`orbit_mean`, and at most that: the plain accuracy of these for an
+        invariant network; about ``acc K^−(m−1)`` where predictions are independent of those of the
+        identity, which counts; ``nan`` without any.
         """
         return float(self._orbit[1] / self._orbit[2]) if len(self._orbit) else math.nan
 

@@ -13,7 +13,7 @@ from ncmonitor._reduce import Reduce
 from ncmonitor._tensors import as_tensor
 from ncmonitor.symmetry.answers import Answers
 from ncmonitor.symmetry.builders import Flows, Groups, flows_of, groups_of
-from ncmonitor.symmetry.checks import check_group
+from ncmonitor.symmetry.checks import check_flow, check_group
 from ncmonitor.symmetry.rows import NUMBERS
 from ncmonitor.tap import FeatureTap, Layer
 
@@ -73,8 +73,8 @@ def measure_symmetry(
         network.eval()
         with torch.no_grad(), FeatureTap(network, classifier, layers=layers, reduce=reduce) as tap:
             for number, (inputs, labels) in enumerate(batches):
-                for group in answers.groups if number == 0 else ():
-                    check_group(group, inputs)
+                if number == 0:
+                    _check(answers, inputs)
                 answers.add(lambda x: tap.take(network(x)), inputs, as_tensor(labels))
             if not len(answers):
                 raise InputError("batches= gave no sample: expected (inputs, labels)")
@@ -88,3 +88,10 @@ def measure_symmetry(
         for element, numbers in values.items()
     ]
     return pd.DataFrame(rows).reindex(columns=["layer", "group", "element", *NUMBERS])
+
+
+def _check(answers: Answers, inputs: Any) -> None:
+    for group in answers.groups:
+        check_group(group, inputs)
+    for flow in answers.flows:
+        check_flow(flow, inputs)

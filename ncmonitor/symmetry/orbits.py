@@ -36,9 +36,9 @@ class OrbitReport:
     """Orbit decomposition of one layer; classes weigh equally, population estimators.
 
     All numbers but counts are 0 for an invariant network that has collapsed, and ``nan`` where
-    their divisor vanishes. Of drawn transforms, tr Σ_orbit and tr Σ_W are unbiased over the draws;
-    the class means are not corrected for theirs, which add at most ``tr Σ_orbit/(m n_c)`` to tr Σ_B
-    (shared: ``tr Σ_orbit/m``).
+    their divisor vanishes or every sample is left out. Of drawn transforms, tr Σ_orbit and tr Σ_W
+    are unbiased over the draws; the class means are not corrected for theirs, which add at most
+    ``tr Σ_orbit/(m n_c)`` to tr Σ_B (shared: ``tr Σ_orbit/m``).
 
     Attributes:
         orbit_share: ``tr Σ_orbit / tr Σ_W``: 0 for an invariant network, ``1 − 1/m`` for m
@@ -53,7 +53,8 @@ class OrbitReport:
         within_variance: ``tr Σ_W`` of the augmented set.
         between_class_variance: ``tr Σ_B`` of the augmented class means.
         rank: Of those means.
-        left_out: Samples with too few transforms that keep their label.
+        left_out: Samples with fewer than 2 transforms that keep their label (m = 1: none); the
+            other numbers are of the rest, and of the classes that have any.
 
     Source: ncmonitor; one-way random effects for drawn transforms.
     """
@@ -98,9 +99,9 @@ class OrbitMoments:
         Args:
             features: ``(m, B, d)`` floating point, one ``(B, d)`` per transform.
             labels: ``(B,)`` integers in ``[0, K)``.
-            mask: ``(m, B)`` bool, pairs that keep the label; ``None``: all. Every sample counts
-                the same, whatever is left of its orbit; one with fewer than 1 (drawn: 2) is left
-                out.
+            mask: ``(m, B)`` bool, pairs that keep the label; ``None``: all. A sample with fewer
+                than 2 (m = 1: 1) is left out, and its class with it where it has no other; the rest
+                count the same, whatever is left of their orbits.
 
         Raises:
             InputError: If shapes, dtypes or labels are not as above.
@@ -130,7 +131,8 @@ class OrbitMoments:
         self.dtype = features.dtype
         self._dropped = 0
         if kept is not None:
-            enough = kept.sum(0) > int(self.draws != "full")
+            # The identity alone would pass for an invariant sample; a group of one has no more.
+            enough = kept.sum(0) >= min(2, len(features))
             self._dropped = int((~enough).sum())
             features, labels, kept = features[:, enough], labels[enough], kept[:, enough]
         size = _tensors.block_rows(self.transforms * self.dim)
@@ -162,8 +164,8 @@ class OrbitSpread:
 
     def __init__(self, moments: OrbitMoments) -> None:
         self.moments = moments
-        if not moments.transforms or not int(moments.means.counts.sum()):
-            raise InputError("orbits need samples whose transforms keep the label, but none came")
+        if not moments.transforms:
+            raise InputError("orbits need samples under transforms, but none came")
         if not moments.means.finite:
             raise MeasurementError("features under transforms are not finite")
         self._present = present_classes(moments.means)

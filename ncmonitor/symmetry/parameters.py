@@ -255,4 +255,5 @@ def _row_sum(matrix: Any, what: str) -> Tensor:
 
 def _square(layer: nn.Module, *, bias: bool) -> float:
     parts = [layer.weight, layer.bias if bias else None]
-    return sum(float(p.detach().cpu().double().square().sum()) for p in parts if isinstance(p, Tensor))
+    wide = [p.detach().cpu().double() for p in parts if isinstance(p, Tensor)]
+    return sum(float(part.square().sum()) for part in wide)

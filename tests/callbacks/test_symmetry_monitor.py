@@ -445,6 +445,86 @@ def test_it_works_in_both_distributions() -> None:
     assert last(monitor).loc["train", "sign", ""]["inv_error"] > 0
 
 
+def test_a_test_at_other_weights_is_said_and_leaves_the_history_alone(tmp_path: Path) -> None:
+    monitor = watch(run_dir=tmp_path / "run")
+    keep = ModelCheckpoint(tmp_path / "keep", every_n_epochs=1, save_top_k=-1, filename="{epoch}")
+    fit, module = fitted(monitor, keep, max_epochs=3, enable_checkpointing=True)
+    before = monitor.history
+    first = tmp_path / "keep" / "epoch=0.ckpt"
+    with pytest.warns(UserWarning, match="symmetry of the test set is not measured"):
+        fit.test(module, val_loader(), ckpt_path=first, verbose=False)
+    pd.testing.assert_frame_equal(monitor.history, before)
+
+
+def test_a_test_measured_twice_is_there_once(tmp_path: Path) -> None:
+    monitor = watch(run_dir=tmp_path / "run")
+    fit, module = fitted(monitor)
+    for _ in range(2):
+        fit.test(module, val_loader(), verbose=False)
+    tested = monitor.history.query("split == 'test' and group == 'plain'")
+    assert len(tested) == 1
+    pd.testing.assert_frame_equal(read_symmetry(tmp_path / "run"), monitor.history)
+
+
+def test_a_first_measurement_that_fails_does_not_end_a_monitored_run() -> None:
+    class Fails(Toy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.runs = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            # The probe runs three times: to find the classifier, and with each of two elements.
+            self.runs += not self.training
+            if not self.training and self.trainer.global_step == 0 and self.runs > 3:
+                raise RuntimeError("boom")
+            return super().forward(x)
+
+    stop = EarlyStopping("nc/val/symmetry/sign/inv_error", patience=9)
+    with pytest.warns(RuntimeWarning, match="is nan, training goes on: RuntimeError: boom"):
+        fit, _ = fitted(watch(), stop, module=Fails(), max_epochs=3, num_sanity_val_steps=0)
+    assert fit.current_epoch == 3
+    assert stop.best_score < torch.inf
+
+
+def test_a_nan_has_its_reason_on_disk(tmp_path: Path) -> None:
+    class Adam(Toy):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Adam(self.parameters())
+
+    fitted(watch(run_dir=tmp_path / "run"), module=Adam())
+    reasons = json.loads((tmp_path / "run" / "symmetry.json").read_text())["reasons"]
+    assert "measure more samples" in reasons["equiv_r2 of sign (val)"]
+    assert "Adam" in reasons["w_mean_law_ratio"]
+
+
+def test_one_class_in_the_subset_is_said() -> None:
+    inputs, labels = blobs()
+    loader = DataLoader(TensorDataset(inputs[labels == 1], labels[labels == 1]), batch_size=5)
+    with pytest.warns(UserWarning, match="nc1 .* is nan: the samples hold one class"):
+        trainer(watch(splits="train"), max_epochs=1).fit(TrainOnly(), loader)
+
+
+def test_with_nothing_to_measure_it_is_refused() -> None:
+    fit = trainer(watch(splits="val"), max_epochs=1)
+    with pytest.raises(InputError, match="there is no validation data: nothing to measure"):
+        fit.fit(TrainOnly(), data())
+
+
+def test_averaged_weights_are_not_held_against_the_law() -> None:
+    from pytorch_lightning.callbacks import WeightAveraging
+
+    monitor = watch(schedule=[99])
+    fitted(WeightAveraging(), monitor, max_epochs=-1, max_steps=5)
+    law = monitor.history.query("group == 'parameters' and element == ''")["w_mean_law_ratio"]
+    assert law.tolist() == [1.0]  # before the first step, not after the last
+
+
+def test_much_memory_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ncmonitor.callbacks.symmetry_measurement._MUCH", 10_000)
+    with pytest.warns(UserWarning, match="2 passes over 2000 samples .* GiB of host memory"):
+        fitted(watch(), max_epochs=1)
+
+
 def test_a_line_for_each_group_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     fitted(watch(verbose=True), max_epochs=1)
     lines = [line for line in capsys.readouterr().out.splitlines() if "| sign:" in line]
@@ -494,6 +574,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"groups": "rotations90"}, r"images \(B, C, H, W\)"),
     ({"samples": 2}, "samples=2 are fewer than the 3 classes"),
     ({"groups": mine(lambda x: x - 1e6)}, "the network rejects inputs under 'mine' of 'mine'"),
+    ({"exclude": {"minus": [3]}}, "leaves class 3 out .* classes 0 to 2"),
     ({"layers": "bodyy"}, "bodyy"),
     ({"classifier": "nowhere"}, "nowhere"),
 ]
@@ -540,6 +621,7 @@ def test_images_that_a_group_does_not_fit_are_refused(
         ({"groups": []}, "needs at least one"),
         ({"groups": [SIGN, SIGN]}, "'sign' is there twice"),
         ({"groups": 3}, "takes Group objects, or names"),
+        ({"groups": Group.of("one", [], kind="x")}, "no element but the identity"),
         ({"flows": "translation"}, "did you mean 'translation_flow'"),
         ({"exclude": {"plus": [1]}}, "no element of these groups"),
         ({"splits": "test"}, "'train', 'val' or both"),
@@ -556,8 +638,13 @@ def test_a_wrong_option_is_refused_at_once(options: dict[str, Any], message: str
 
 
 def test_two_that_would_write_one_table_are_refused() -> None:
-    with pytest.raises(InputError, match="two SymmetryMonitor callbacks write to one folder"):
+    with pytest.raises(InputError, match="would write one table and log the same keys"):
         fitted(watch(), watch(groups=ROLL))
+    with pytest.raises(InputError, match="each its own prefix="):
+        fitted(watch(run_dir="a"), watch(groups=ROLL, run_dir="b"))
+    with pytest.raises(InputError, match="each its own prefix="):
+        fitted(watch(run_dir="a"), watch(groups=ROLL, run_dir="a", prefix="roll"))
+    fitted(watch(), watch(groups=ROLL, prefix="roll"), max_epochs=1)
 
 
 def test_rows_have_the_columns_of_the_table() -> None:

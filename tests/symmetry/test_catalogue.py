@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from ncmonitor import InputError
 from ncmonitor._catalogue_text import explain, overview
@@ -18,6 +19,7 @@ from ncmonitor.catalogue import (
     chosen,
     quantity_of,
 )
+from ncmonitor.symmetry.invariance import PredictionInvariance
 from ncmonitor.symmetry.rows import NUMBERS
 
 EVERY = (*INPUT_SYMMETRY, *PARAMETER_SYMMETRY)
@@ -53,6 +55,23 @@ def test_values_where_the_symmetry_holds() -> None:
     assert ones == {"pred_consistency", "equiv_r2", "w_mean_law_ratio"}
     assert CATALOGUE["orbit_quot"].symmetric == 0
     assert CATALOGUE["nc1_aug"].collapse == 0
+
+
+@pytest.mark.parametrize("share", [0.25, 0.9])  # of samples that are right as they are
+def test_orbit_accuracies_of_unrelated_answers_are_what_their_entries_say(share: float) -> None:
+    m, k, n = 3, 4, 60_000
+    seeded = torch.Generator().manual_seed(0)
+    labels = torch.randint(k, (n,), generator=seeded)
+    answers = torch.randint(k, (m, n), generator=seeded)
+    right = torch.rand(n, generator=seeded) < share
+    answers[0] = torch.where(right, labels, (labels + 1) % k)
+    found = PredictionInvariance().update(torch.eye(k)[answers], labels)
+    measured = {"acc_orbit_mean": found.orbit_mean, "acc_orbit_worst": found.orbit_worst}
+    for name, value in measured.items():
+        said = CATALOGUE[name].null.removesuffix(" for m transforms with the identity")
+        python = said.replace("−", "-").replace("·", "*").replace("^", "**")
+        expected = eval(python, {"acc": float(right.double().mean()), "m": m, "K": k})
+        assert value == pytest.approx(expected, abs=0.01)
 
 
 def test_what_falls_to_zero_has_a_log_axis_and_differences_have_none() -> None:

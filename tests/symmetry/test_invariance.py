@@ -110,6 +110,7 @@ def test_what_excluded_pairs_hold_does_not_matter() -> None:
 def test_predictions_are_those_of_loops(masked: bool) -> None:
     logits, labels = moved(d=3, seed=2), torch.arange(50) % 3
     mask = some_pairs(4, 50) if masked else torch.ones(4, 50, dtype=torch.bool)
+    mask[1:, : 4 * masked] = False  # samples of which no transform keeps the label
     found = PredictionInvariance().update(logits, labels, mask if masked else None)
     expected = naive.predictions(logits.numpy(), labels.numpy(), mask.numpy())
     centred = (logits - logits.mean(2, keepdim=True)).numpy()
@@ -151,6 +152,29 @@ def test_the_drop_compares_the_samples_whose_label_is_kept() -> None:
     found = PredictionInvariance().update(logits, torch.tensor([0, 1, 0]), mask)
     assert found.accuracy.tolist() == [pytest.approx(2 / 3), 1.0]
     assert found.accuracy_drop.tolist() == [0.0, 0.0]
+
+
+def test_samples_of_which_the_identity_alone_keeps_the_label_have_no_orbit() -> None:
+    logits, labels = moved(d=3, seed=2), torch.arange(50) % 3
+    mask = torch.ones(4, 50, dtype=torch.bool)
+    mask[1:, labels == 1] = False
+    found = PredictionInvariance()
+    for own in (labels == 1, labels != 1):  # nothing of the first batch counts
+        found.update(logits[:, own], labels[own], mask[:, own])
+        assert math.isnan(found.orbit_mean) == math.isnan(found.orbit_worst) == bool(own[1])
+    others = PredictionInvariance().update(logits[:, labels != 1], labels[labels != 1])
+    assert found.orbit_mean == pytest.approx(others.orbit_mean, rel=1e-14)
+    assert found.orbit_worst == pytest.approx(others.orbit_worst, rel=1e-14)
+    assert 0 < found.orbit_worst < found.orbit_mean < 1
+    assert found.accuracy[0] == (logits[0].argmax(1) == labels).double().mean()  # of them all
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_orbit_of_a_group_of_one_is_the_sample(masked: bool) -> None:
+    logits, labels = moved(1, d=3), torch.arange(50) % 3
+    mask = torch.ones(1, 50, dtype=torch.bool) if masked else None
+    found = PredictionInvariance().update(logits, labels, mask)
+    assert found.orbit_mean == found.orbit_worst == float(found.accuracy[0])
 
 
 def test_an_invariant_network_has_one_accuracy() -> None:

@@ -25,8 +25,9 @@ from ncmonitor.symmetry import (
     time_shifts,
     translation_flow,
 )
-from ncmonitor.symmetry.answers import Answers, group_values
+from ncmonitor.symmetry.answers import Answers
 from ncmonitor.symmetry.builders import groups_of
+from ncmonitor.symmetry.group_numbers import group_values
 
 
 def images(samples: int = 24, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -116,11 +117,11 @@ def test_of_a_drawn_group_the_orbit_numbers_are_unbiased_and_leave_the_identity_
     features = torch.randn(5, 60, 4, generator=seeded(0)).double()
     drawn = permutations(6, count=5, seed=1)
     assert drawn.drawn
-    values = group_values(drawn, features, None, y, 3)[""]
+    values = group_values(drawn, features, None, y, 3)[0][""]
     by_hand = measure_orbits([(features[1:], y)], 3, "shared")
     assert values["orbit_share"] == pytest.approx(by_hand.orbit_share)
     full = Group.of("full", drawn.actions, kind="sets")
-    biased = group_values(full, features, None, y, 3)[""]["orbit_share"]
+    biased = group_values(full, features, None, y, 3)[0][""]["orbit_share"]
     assert biased == pytest.approx(measure_orbits([(features, y)], 3).orbit_share)
     assert biased != pytest.approx(values["orbit_share"], rel=1e-3)
     with pytest.raises(InputError, match="draw at least two"):

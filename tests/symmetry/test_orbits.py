@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -186,18 +187,6 @@ def test_shared_and_independent_draws_differ_where_a_class_moves_as_one() -> Non
     assert wrong.within_variance - wrong.orbit_variance < 0.9 * between
 
 
-def test_samples_without_two_draws_are_left_out_and_counted() -> None:
-    features, labels = cloud(3)
-    mask = full_mask(features)
-    mask[1:, [4, 9]] = False
-    kept = torch.ones(30, dtype=torch.bool)
-    kept[[4, 9]] = False
-    found = measure_orbits([(features, labels, mask)], 3, "independent")
-    rest = measure_orbits([(features[:, kept], labels[kept])], 3, "independent")
-    assert found.left_out == 2
-    assert dataclasses.replace(found, left_out=0) == rest
-
-
 def test_the_first_of_drawn_transforms_is_like_any_other() -> None:
     features, labels = cloud(4)
     mask = full_mask(features)
@@ -209,6 +198,79 @@ def test_the_first_of_drawn_transforms_is_like_any_other() -> None:
     for name in NAMES:
         assert getattr(found, name) == pytest.approx(getattr(back, name), rel=1e-11), name
     assert again == found
+
+
+# -- samples without an orbit -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("draws", ["full", "independent"])
+def test_samples_without_two_transforms_are_left_out_and_counted(draws: Any) -> None:
+    features, labels = cloud(3)
+    mask = full_mask(features)
+    mask[1:, [4, 9]] = False
+    kept = torch.ones(30, dtype=torch.bool)
+    kept[[4, 9]] = False
+    found = measure_orbits([(features, labels, mask)], 3, draws)
+    rest = measure_orbits([(features[:, kept], labels[kept])], 3, draws)
+    assert found.left_out == 2
+    assert dataclasses.replace(found, left_out=0) == rest
+
+
+@pytest.mark.parametrize("draws", ["full", "independent", "shared"])
+def test_a_class_that_every_transform_changes_drops_out_of_the_average(draws: Any) -> None:
+    features, labels = cloud(k=4, n=40)
+    mask = full_mask(features)
+    mask[1:, labels == 2] = False
+    batches = [(features[:, i], labels[i], mask[:, i]) for i in (labels == 2, labels != 2)]
+    found = measure_orbits(batches, 4, draws)  # nothing is left of the first batch
+    rest = measure_orbits([(features[:, labels != 2], labels[labels != 2])], 4, draws)
+    assert found.left_out == int((labels == 2).sum())
+    assert dataclasses.replace(found, left_out=0) == rest
+    assert found.rank == 2
+
+
+def test_the_parts_add_up_on_the_samples_that_remain() -> None:
+    features, labels = cloud(k=5, n=60)
+    mask = class_mask(features, labels)
+    mask[1:, labels == 4] = False
+    mask[1:, (labels == 0).nonzero()[:3, 0]] = False
+    remain = mask & (mask.sum(0) > 1)
+    assert sorted(labels[remain.any(0)].unique().tolist()) == [0, 1, 2, 3]
+    found = measure_orbits([(features, labels, mask)], 5)
+    assert found.left_out == int((labels == 4).sum()) + 3
+
+    # NC1 of the remaining pairs by themselves, of which a class has equally many per sample
+    flat = measure_collapse(features[remain], labels.expand(4, -1)[remain], num_classes=5)
+    assert found.orbit_nc1 + found.between_nc1 == pytest.approx(flat.nc1, rel=1e-10)
+    assert found.within_variance / found.between_class_variance == pytest.approx(
+        flat.nc1_quotient, rel=1e-10
+    )
+    parts = naive.decomposition(features.numpy(), labels.numpy(), mask.numpy())
+    np.testing.assert_allclose(parts.orbit + parts.between, parts.within, rtol=0, atol=1e-14)
+    agree(found, naive.orbit_numbers(parts), 1e-11)
+    assert found.orbit_variance == pytest.approx(np.trace(parts.orbit), rel=1e-12)
+    assert found.within_variance == pytest.approx(np.trace(parts.within), rel=1e-12)
+
+
+@pytest.mark.parametrize("draws", ["full", "independent", "shared"])
+def test_no_sample_with_an_orbit_leaves_every_number_undefined(draws: Any) -> None:
+    features, labels = cloud()
+    mask = full_mask(features)
+    mask[1:] = False
+    found = measure_orbits([(features, labels, mask)], 3, draws)
+    assert found.left_out == 30
+    numbers = {k: v for k, v in dataclasses.asdict(found).items() if isinstance(v, float)}
+    assert len(numbers) == 8
+    assert all(math.isnan(value) for value in numbers.values())
+
+
+def test_a_group_of_the_identity_alone_leaves_nothing_out() -> None:
+    features, labels = cloud(1)
+    found = measure_orbits([(features, labels, full_mask(features))], 3)
+    assert found == measure_orbits([(features, labels)], 3)
+    plain = measure_collapse(features[0], labels, num_classes=3)
+    assert (found.left_out, found.orbit_share) == (0, 0.0)
+    assert found.nc1_aug == pytest.approx(plain.nc1, rel=1e-10)
 
 
 # -- the certificate --------------------------------------------------------------------------
