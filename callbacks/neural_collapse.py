@@ -105,7 +105,7 @@ class NeuralCollapse(Base):
             ``ncmonitor metrics`` lists them.
         convention: ``"balanced"``, ``"sample"`` or ``"papyan_demo"``, as in
             :func:`~ncmonitor.measure.measure_collapse`.
-        superclasses: Block of each class, for ``sk_residual_block``.
+        superclasses: Block of each class: asks for ``sk_residual_block``.
         ridge: λ of the squared loss's decomposition, for ``mse_l_*``.
         ignore_index: Samples (tokens) with this label are left out.
         null_seed: Also measure the training set with labels shuffled by this seed, logged as

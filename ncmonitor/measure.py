@@ -58,7 +58,7 @@ def measure_collapse(
             ``"papyan_demo"``, as in the notebook of Papyan, Han & Donoho (NC1 without 1/K and with
             sample-weighted Σ_W, sample standard deviation in equinorm, squared NC3). The others
             weigh classes equally whatever it says.
-        superclasses: Block of each class, ``(K,)``, for ``sk_residual_block``.
+        superclasses: Block of each class, ``(K,)``: asks for ``sk_residual_block``.
         ridge: λ of the squared loss's decomposition (``mse_l_*``): half the weight decay for a
             loss summed over the classes.
         ignore_index: Samples with this label are left out.

@@ -54,6 +54,8 @@ class Settings:
         check_whole("ignore_index", ignore_index)
         blocks = None if superclasses is None else _whole_numbers(superclasses)
         names, how = chosen(metrics), convention_named(convention)
+        if blocks is not None:  # that is what they are for
+            names = chosen([*names, "sk_residual_block"])
         return cls(names, how, blocks, float(ridge), int(ignore_index))
 
     def check_classes(self, num_classes: int) -> None:
