@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from lightning_utilities.core import rank_zero
+
+#: Methods of the module that Lightning puts on every callback for the time of a run.
+LENT: Final = ("log", "log_dict")
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Final
 
 from ncmonitor._checks import InputError
 from ncmonitor.callbacks.schedule import Schedule, scheduled_epochs
-
-#: Epochs of ``"log"`` in a run without an end: as densely spaced as over 350 epochs.
-_ENDLESS: Final = frozenset(round(1.127**k) for k in range(100))
 
 
 def planned(every: Schedule, max_epochs: int | None) -> Collection[int] | int:
@@ -22,10 +18,8 @@ def planned(every: Schedule, max_epochs: int | None) -> Collection[int] | int:
     Raises:
         InputError: If it is no schedule, or needs an end that the run does not have.
     """
-    if isinstance(every, str) and every == "log" and (max_epochs is None or max_epochs < 1):
-        return _ENDLESS
     try:
-        return scheduled_epochs(every, max_epochs)
+        return scheduled_epochs(every, max_epochs, endless=True)
     except InputError as error:
         raise InputError(str(error).replace("schedule=", "every=")) from error
 

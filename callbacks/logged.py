@@ -20,6 +20,6 @@ def log_in_epoch(module: pl.LightningModule, values: Mapping[str, float]) -> Non
 
 def log_outside(trainer: pl.Trainer, values: Mapping[str, float], epoch: int) -> None:
     """Log outside an epoch, where ``log_dict`` drops what it gets; a logger may fail."""
-    for logger in trainer.loggers:
+    for logger in trainer.loggers if values else ():
         with excused(f"epoch {epoch} is missing from {type(logger).__name__}"):
             logger.log_metrics(dict(values), step=trainer.global_step)

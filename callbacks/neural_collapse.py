@@ -9,7 +9,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -19,7 +19,7 @@ from ncmonitor._checks import InputError
 from ncmonitor._reduce import Reduce
 from ncmonitor.bank import DEFAULT_BANK_BYTES
 from ncmonitor.callbacks import mailbox
-from ncmonitor.callbacks._base import Base
+from ncmonitor.callbacks._base import LENT, Base
 from ncmonitor.callbacks.averaging import Weights, check_weights
 from ncmonitor.callbacks.batches import BatchToXY, Forward
 from ncmonitor.callbacks.ledger import Ledger
@@ -38,7 +38,12 @@ from ncmonitor.callbacks.precision import check_precision
 from ncmonitor.callbacks.progress import Overhead
 from ncmonitor.callbacks.rows import log_keys, log_values, metric_columns
 from ncmonitor.callbacks.run_log import RunLog, default_run_dir
-from ncmonitor.callbacks.schedule import Schedule, scheduled_epochs, warn_unreachable
+from ncmonitor.callbacks.schedule import (
+    Schedule,
+    is_scheduled,
+    scheduled_epochs,
+    warn_unreachable,
+)
 from ncmonitor.callbacks.session import Session, excused
 from ncmonitor.callbacks.sources import is_dry_run
 from ncmonitor.callbacks.strategies import check_strategy
@@ -52,10 +57,6 @@ from ncmonitor.tap import FeatureTap
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-#: Methods of the module that Lightning puts on every callback for the time of a run.
-_LENT: Final = ("log", "log_dict")
 
 
 class NeuralCollapse(Base):
@@ -201,8 +202,7 @@ class NeuralCollapse(Base):
 
         The untrained network and the last epoch are measured whatever this returns.
         """
-        plan = scheduled_epochs(self.schedule, trainer.max_epochs)
-        return epoch % plan == 0 if isinstance(plan, int) else epoch in plan
+        return is_scheduled(self.schedule, epoch, trainer.max_epochs)
 
     @property
     def report(self) -> CollapseReport | None:
@@ -363,12 +363,12 @@ class NeuralCollapse(Base):
         if self._session is not None:
             self._session.release()
         self._wandb = WandbRuns()
-        for name in _LENT:
+        for name in LENT:
             vars(self).pop(name, None)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a fit under way: it is not for another process."""
-        kept = {name: value for name, value in vars(self).items() if name not in _LENT}
+        kept = {name: value for name, value in vars(self).items() if name not in LENT}
         return kept | {"_session": None, "_trainer": None, "_wandb": WandbRuns()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -25,13 +25,20 @@ _EXPECTED: Final = (
 _LOG_POINTS: Final = 50  # as many as the paper's list has
 
 
-def scheduled_epochs(schedule: Schedule, max_epochs: int | None) -> Collection[int] | int:
+#: Epochs of ``"log"`` in a run without an end: as densely spaced as over 350 epochs.
+_ENDLESS: Final = frozenset(round(1.127**k) for k in range(100))
+
+
+def scheduled_epochs(
+    schedule: Schedule, max_epochs: int | None, *, endless: bool = False
+) -> Collection[int] | int:
     """Resolve a schedule to a set of epochs, or to a period where the end is unknown.
 
     Args:
         schedule: ``"every_epoch"``, a period, a list of epochs, ``"log"`` (about 50 epochs evenly
             spaced in the logarithm) or ``"papyan"`` (the paper's list, stretched to the run).
         max_epochs: Planned length of the run; ``None`` or −1 if open.
+        endless: Whether ``"log"`` has a meaning without an end, too.
 
     Returns:
         The epochs, or a period in epochs.
@@ -39,6 +46,8 @@ def scheduled_epochs(schedule: Schedule, max_epochs: int | None) -> Collection[i
     Raises:
         InputError: If the schedule is none of these, or needs ``max_epochs`` and has none.
     """
+    if endless and isinstance(schedule, str) and schedule == "log" and not (max_epochs or 0) > 0:
+        return _ENDLESS
     if isinstance(schedule, str):
         return 1 if schedule == "every_epoch" else _named(schedule, max_epochs)
     if isinstance(schedule, (int, np.integer)):
@@ -54,6 +63,14 @@ def scheduled_epochs(schedule: Schedule, max_epochs: int | None) -> Collection[i
             f"schedule= must list completed epochs (0, 1, ...), got {', '.join(wrong)}"
         )
     return {int(epoch) for epoch in epochs}
+
+
+def is_scheduled(
+    schedule: Schedule, epoch: int, max_epochs: int | None, *, endless: bool = False
+) -> bool:
+    """Tell whether an epoch is one of a schedule; see :func:`scheduled_epochs`."""
+    plan = scheduled_epochs(schedule, max_epochs, endless=endless)
+    return epoch % plan == 0 if isinstance(plan, int) else epoch in plan
 
 
 def warn_unreachable(schedule: Schedule, max_epochs: int | None) -> None:

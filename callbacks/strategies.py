@@ -33,12 +33,12 @@ def check_strategy(trainer: pl.Trainer) -> None:
     for name, reason in _SHARDED.items():
         if name in names:
             raise InputError(
-                f"NeuralCollapse cannot measure under {names[0]}: it {reason}. Train with "
+                f"ncmonitor cannot measure under {names[0]}: it {reason}. Train with "
                 "strategy='ddp', or save checkpoints and measure them on one device"
             )
     if trainer.world_size > 1 and "DDPStrategy" not in names:
         raise InputError(
-            f"NeuralCollapse measures on one device or under DDP, but this trainer has "
+            f"ncmonitor measures on one device or under DDP, but this trainer has "
             f"{trainer.world_size} processes under {names[0]}: train with strategy='ddp'"
         )
 

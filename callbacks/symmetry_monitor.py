@@ -14,7 +14,7 @@ import torch
 
 from ncmonitor._checks import InputError, check_whole
 from ncmonitor._reduce import Reduce
-from ncmonitor.callbacks._base import Base
+from ncmonitor.callbacks._base import LENT, Base
 from ncmonitor.callbacks.averaging import Weights, check_weights
 from ncmonitor.callbacks.batches import BatchToXY, Forward
 from ncmonitor.callbacks.logged import log_in_epoch, log_outside
@@ -25,7 +25,12 @@ from ncmonitor.callbacks.parameter_watch import ParameterWatch
 from ncmonitor.callbacks.precision import check_precision
 from ncmonitor.callbacks.progress import Overhead
 from ncmonitor.callbacks.run_log import default_run_dir
-from ncmonitor.callbacks.schedule import Schedule, scheduled_epochs, warn_unreachable
+from ncmonitor.callbacks.schedule import (
+    Schedule,
+    is_scheduled,
+    scheduled_epochs,
+    warn_unreachable,
+)
 from ncmonitor.callbacks.session import excused
 from ncmonitor.callbacks.sources import is_dry_run
 from ncmonitor.callbacks.strategies import check_strategy
@@ -165,8 +170,7 @@ class SymmetryMonitor(Base):
 
         The untrained network and the last epoch are measured whatever this returns.
         """
-        plan = scheduled_epochs(self.schedule, trainer.max_epochs)
-        return epoch % plan == 0 if isinstance(plan, int) else epoch in plan
+        return is_scheduled(self.schedule, epoch, trainer.max_epochs, endless=True)
 
     @property
     def history(self) -> pd.DataFrame:
@@ -195,7 +199,7 @@ class SymmetryMonitor(Base):
         self._options = self._options_with(_companion(trainer, self.prefix))
         self._check_folder(trainer)
         check_precision(trainer, self._options.precision)
-        scheduled_epochs(self.schedule, trainer.max_epochs)
+        scheduled_epochs(self.schedule, trainer.max_epochs, endless=True)
         self._monitors.check(trainer)
         if not grows_later(pl_module):
             self._check_model(trainer, pl_module)
@@ -219,12 +223,10 @@ class SymmetryMonitor(Base):
             raise InputError("splits='val', but there is no validation data: nothing to measure")
         measurement.probe()
         self._session = self._opened(trainer, measurement)
+        self._tell(trainer, self._session)
         known = {int(row["epoch"]) for row in self._rows}
         if not known or (epoch not in known and self._is_scheduled(epoch, trainer)):
             self._measure_outside(trainer, epoch)
-        else:
-            self._define(trainer)
-        self._tell(trainer)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -274,7 +276,7 @@ class SymmetryMonitor(Base):
         """Let go of the trainer and its module: a callback may outlive them."""
         if self._session is not None:
             self._session.measurement.release()
-        for name in ("log", "log_dict"):  # lent by Lightning for the time of a run
+        for name in LENT:
             vars(self).pop(name, None)
 
     def state_dict(self) -> dict[str, Any]:
@@ -292,7 +294,8 @@ class SymmetryMonitor(Base):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a fit under way: it is not for another process."""
-        return {**vars(self), "_session": None, "_trainer": None}
+        kept = {name: value for name, value in vars(self).items() if name not in LENT}
+        return kept | {"_session": None, "_trainer": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Start without a fit."""
@@ -349,24 +352,21 @@ class SymmetryMonitor(Base):
         assert self._session is not None
         # WeightAveraging may have put the average into the module for good by now.
         rows = self._session.measure(epoch, raw=epoch == 0 or not _averages(trainer))
-        self._define(trainer)
-        log_outside(trainer, log_values(rows, self.prefix), epoch)
+        values = log_values(rows, self.prefix)
+        self._monitors.remember(values)
+        log_outside(trainer, values, epoch)
         self._say(print if trainer.is_global_zero else None, rows)
 
-    def _tell(self, trainer: pl.Trainer) -> None:
-        """Check who monitors what, now that the keys are known, and set up the charts."""
-        keys = keys_to_come(self._rows, self.prefix)
-        last = max(int(row["epoch"]) for row in self._rows)
-        rows = [row for row in self._rows if row["epoch"] == last]
-        self._monitors.know(trainer, keys, log_values(rows, self.prefix))
-
-    def _define(self, trainer: pl.Trainer) -> None:
-        if self._session is None or is_dry_run(trainer) or not trainer.is_global_zero:
+    def _tell(self, trainer: pl.Trainer, session: SymmetrySession) -> None:
+        """Check who monitors what, and set up the charts."""
+        with session.measurement.ranks.together():  # reads the user's loaders
+            keys = keys_to_come(session.to_come(), self.prefix)
+        self._monitors.know(trainer, keys)
+        if is_dry_run(trainer) or not trainer.is_global_zero:
             return
         with excused("the W&B charts of symmetry are not set up"):
-            keys = keys_to_come(self._rows, self.prefix)
             define_axes(trainer.loggers, f"{self.prefix}/epoch", keys)
-            record_measurement(trainer.loggers, self._session.facts, "ncmonitor_symmetry")
+            record_measurement(trainer.loggers, session.facts, "ncmonitor_symmetry")
 
     def _say(self, say: Callable[[str], object] | None, rows: Sequence[Any]) -> None:
         if self.verbose and say is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import pytorch_lightning as pl
 import torch
@@ -30,21 +30,22 @@ class SymmetryMonitors:
         """Refuse those that would look before there is a value; as :func:`check_monitors`."""
         check_monitors(trainer, self._prefix, symmetry=True)
 
-    def know(
-        self, trainer: pl.Trainer, keys: Mapping[str, str], values: Mapping[str, float]
-    ) -> None:
+    def know(self, trainer: pl.Trainer, keys: Collection[str]) -> None:
         """Refuse those of a key that never comes.
 
         Args:
             trainer: With its schedulers.
             keys: That will be logged.
-            values: The last ones.
 
         Raises:
             InputError: With the nearest key.
         """
         check_monitors(trainer, self._prefix, {*keys, f"{self._prefix}/epoch"}, symmetry=True)
         self.owed = monitors_of(trainer, self._prefix, symmetry=True)
+        self._last = {}
+
+    def remember(self, values: Mapping[str, float]) -> None:
+        """Keep what the untrained network has."""
         self._last = dict(values)
 
     def settle(self, trainer: pl.Trainer, values: Mapping[str, float]) -> None:

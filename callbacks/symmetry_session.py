@@ -27,6 +27,10 @@ from ncmonitor.symmetry.table import SYMMETRY_FILE
 
 _Cell = float | int | str
 
+#: What a line shows of a group: the first ones of the training set, the others of held-out data.
+_TRAINED: Final = ("nc1_quotient", "orbit_quot", "lie_error")
+_SHOWN: Final = (*_TRAINED, "acc", "acc_orbit_mean", "acc_orbit_worst")
+
 
 class SymmetrySession:
     """Measures a trainer's splits under groups, and keeps and writes what comes out.
@@ -75,13 +79,28 @@ class SymmetrySession:
         """
         rows: list[dict[str, _Cell]] = []
         for split, source in self._sources(epoch).items():
-            if split.rstrip("0123456789") in self.splits:
+            if self._asked(split):
                 rows += self._rows(split, source, epoch)
         if self.watch is not None and raw:
             rows += self._own(epoch, "train", [("", PARAMETERS, self.watch.read())])
             self._note("w_mean_law_ratio", self.watch.reason)
         self._weights = self.measurement.fingerprint()
         return self._keep(rows)
+
+    def to_come(self) -> list[dict[str, _Cell]]:
+        """Return rows like those of every measurement of the fit, also of splits set up later."""
+        measurement = self.measurement
+        splits = [split for split in measurement.sources() if self._asked(split)]
+        later = "val" in self.splits and not any(split != "train" for split in splits)
+        if later and measurement.trainer.enable_validation:
+            splits.append("val")
+        rows = [row for split in splits for row in self._own(0, split, measurement.nothing())]
+        if self.watch is not None:
+            rows += self._own(0, "train", [("", PARAMETERS, self.watch.read())])
+        return rows
+
+    def _asked(self, split: str) -> bool:
+        return split.rstrip("0123456789") in self.splits  # val0, val1 of several loaders
 
     def measure_test(
         self, trainer: pl.Trainer, module: pl.LightningModule
@@ -231,15 +250,11 @@ def lines(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-_TRAINED: Final = ("nc1_quotient", "orbit_quot", "lie_error")
-_SHOWN: Final = (*_TRAINED, "acc", "acc_orbit_mean", "acc_orbit_worst")
-
-
 def _words(values: dict[str, float], split: str) -> str:
     parts = []
     if "orbit_quot" in values:
         own = f"{values.get('nc1_quotient', math.nan):.1e}"
-        parts.append(f"scatter of orbits {values['orbit_quot']:.1e}, of classes {own}")
+        parts.append(f"scatter along orbits {values['orbit_quot']:.1e}, within classes {own}")
     if "lie_error" in values:
         parts.append(f"Lie error {values['lie_error']:.1e}")
     if "acc_orbit_mean" in values:

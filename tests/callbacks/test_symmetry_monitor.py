@@ -504,6 +504,29 @@ def test_one_class_in_the_subset_is_said() -> None:
         trainer(watch(splits="train"), max_epochs=1).fit(TrainOnly(), loader)
 
 
+def test_validation_data_that_come_later_are_measured_from_then_on(tmp_path: Path) -> None:
+    late: dict[str, Any] = {"num_sanity_val_steps": 0, "check_val_every_n_epoch": 2}
+    logger, monitor = CSVLogger(tmp_path), watch(splits="val", parameters=False)
+    fitted(monitor, max_epochs=3, logger=logger, **late)
+    assert monitor.history["epoch"].unique().tolist() == [2, 3]
+    assert "nc/val/symmetry/sign/acc" in pd.read_csv(Path(logger.log_dir) / "metrics.csv").columns
+
+
+def test_by_default_it_measures_a_run_without_a_last_epoch_too() -> None:
+    monitor = SymmetryMonitor(SIGN, verbose=False)
+    fitted(monitor, max_epochs=-1, max_steps=12)
+    assert monitor.history["epoch"].unique().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_it_travels_to_other_processes() -> None:
+    import pickle
+
+    fit, _ = fitted(watch(groups=Group.of("g", [Action("minus", torch.neg)], kind="v")))
+    monitor = next(c for c in fit.callbacks if isinstance(c, SymmetryMonitor))  # type: ignore[attr-defined]
+    vars(monitor)["log"] = lambda *_: None  # as Lightning lends it
+    assert len(pickle.loads(pickle.dumps(monitor)).history) == len(monitor.history)
+
+
 def test_with_nothing_to_measure_it_is_refused() -> None:
     fit = trainer(watch(splits="val"), max_epochs=1)
     with pytest.raises(InputError, match="there is no validation data: nothing to measure"):
@@ -529,7 +552,7 @@ def test_a_line_for_each_group_is_printed(capsys: pytest.CaptureFixture[str]) ->
     fitted(watch(verbose=True), max_epochs=1)
     lines = [line for line in capsys.readouterr().out.splitlines() if "| sign:" in line]
     assert len(lines) == 2
-    assert "scatter of orbits" in lines[1]
+    assert "scatter along orbits" in lines[1]
     assert "all of an orbit" in lines[1]
 
 
