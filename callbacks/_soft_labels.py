@@ -12,6 +12,7 @@ from torch import Tensor
 from ncmonitor._checks import InputError
 from ncmonitor._labels import check_kind, flatten_tokens
 from ncmonitor._tensors import as_tensor
+from ncmonitor.conventions import IGNORE_INDEX
 from ncmonitor.callbacks._entries import TO_XY, described, holds_tensors, holds_words, label_key
 
 _MIXUP: Final = (
@@ -47,6 +48,38 @@ def check_labels_usable(labels: Any, features: Tensor, num_classes: int) -> None
     if classes.ndim == 2 and classes.shape[1] <= max(2, num_classes):
         _refuse_columns(classes)
     check_kind(classes, len(flat))
+
+
+def two_classes(labels: Any) -> Any:
+    """Return the labels 0 and 1 of a head with one logit as class indices.
+
+    Args:
+        labels: Floats, booleans or integers, ``(B,)`` or with an axis of one like the logit's.
+
+    Raises:
+        InputError: If one is neither 0 nor 1.
+    """
+    if not isinstance(labels, (Tensor, np.ndarray, list, tuple, int, float)) or holds_words(labels):
+        return labels
+    if isinstance(labels, (list, tuple)) and any(holds_tensors(part) for part in labels):
+        return labels
+    found = as_tensor(labels)
+    for axis in (1, -1):
+        if found.ndim > 1 and found.shape[axis] == 1:
+            found = found.squeeze(axis)
+            break
+    if not found.is_floating_point() and found.dtype != torch.bool:
+        return found
+    whole = found.long()
+    if not bool(((found == 0) | (found == 1) | (found == IGNORE_INDEX)).all()):
+        raise InputError(
+            "the classifier has one output, a logit for class 1 against class 0, so labels must be "
+            f"0 or 1, but they are {described(labels)} with other values between "
+            f"{float(found.min()):g} and {float(found.max()):g}: regression and soft labels have "
+            "no classes. For regression see ncmonitor.regression; for labels -1 and 1 pass "
+            "batch_to_xy= with (labels > 0)"
+        )
+    return whole
 
 
 def refuse_flat_mixup(batch: Any) -> None:

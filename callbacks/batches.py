@@ -22,9 +22,12 @@ from ncmonitor.callbacks._entries import (
     named_entries,
 )
 from ncmonitor.callbacks._network import run_network
-from ncmonitor.callbacks._soft_labels import check_labels_usable, refuse_flat_mixup
+from ncmonitor.callbacks._soft_labels import check_labels_usable, refuse_flat_mixup, two_classes
 
-__all__ = ["BatchToXY", "Forward", "check_labels_usable", "default_batch_to_xy", "run_network"]
+__all__ = [
+    *("BatchToXY", "Forward", "check_labels_usable", "default_batch_to_xy", "run_network"),
+    "two_classes",
+]
 
 BatchToXY = Callable[[Any], tuple[Any, Any]]
 Forward = Callable[[pl.LightningModule, Any], Any]

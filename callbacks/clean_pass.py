@@ -24,6 +24,7 @@ from ncmonitor.callbacks.batches import (
     check_labels_usable,
     default_batch_to_xy,
     run_network,
+    two_classes,
 )
 from ncmonitor.callbacks.precision import PassPrecision
 from ncmonitor.tap import FeatureTap, Tapped
@@ -122,19 +123,26 @@ class CleanPass:
     def __iter__(self) -> Iterator[list[tuple[Tensor, ...]]]:
         """Run the network over the loader."""
         for number, (inputs, labels) in enumerate(self.batches()):
-            tapped = self.run(inputs)
+            tapped, labels = self.run(inputs), self._classes(labels)
             if number == 0:  # in the words of somebody who knows what loaders give
                 check_labels_usable(labels, tapped.features, tapped.logits.shape[-1])
             labels = as_tensor(labels).to(tapped.features.device)
             inner = [(features, labels) for features in tapped.layers.values()]
             yield [(tapped.features, labels, tapped.logits), *inner]
             self.advance()
+        self.tap.check()
 
     def batches(self) -> Iterator[tuple[Any, Any]]:
         """Iterate over inputs and labels, as the network gets them."""
         _seed()
         for batch in self.loader:
-            yield self.batch_to_xy(self._transfer(batch))
+            inputs, labels = self.batch_to_xy(self._transfer(batch))
+            yield inputs, self._classes(labels)
+
+    def _classes(self, labels: Any) -> Any:
+        """Return labels 0.0 and 1.0 of a head with one logit as classes; others as they are."""
+        head = self.tap.head
+        return two_classes(labels) if head is not None and head.one_logit else labels
 
     def _transfer(self, batch: Any) -> Any:
         """Do the three steps that Lightning's own loops do before a step."""
@@ -145,7 +153,11 @@ class CleanPass:
     def run(self, inputs: Any) -> Tapped:
         """Run the network on a batch of inputs."""
         with self.precision.forward():
-            return self.tap.take(self.forward(self.module, inputs))
+
+            def again() -> Any:
+                return self.forward(self.module, inputs)
+
+            return self.tap.take(again(), again)
 
 
 def _nothing(*_: Any, **__: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +10,10 @@ from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ncmonitor._checks import InputError
+from ncmonitor._heads import Head
 from ncmonitor._labels import clean_batch
 from ncmonitor._tensors import check_floating
 from ncmonitor.bank import Budget, FeatureBank
@@ -45,7 +45,7 @@ class Measurement:
         trainer: The trainer in its fit or test loop.
         module: The module it trains.
         options: The user's.
-        name: Name of the classifier; set by :meth:`probe`.
+        found: The classifier; set by :meth:`probe`.
         layers: Names of the inner layers.
         dtype: Precision of the classifier's input.
         num_classes: Number of its outputs K.
@@ -58,7 +58,7 @@ class Measurement:
     trainer: pl.Trainer
     module: pl.LightningModule
     options: Options
-    name: str = field(default="", init=False)
+    found: Head | None = field(default=None, init=False)
     layers: tuple[str, ...] = field(default=(), init=False)
     dtype: str = field(default="", init=False)
     num_classes: int = field(default=0, init=False)
@@ -72,12 +72,28 @@ class Measurement:
         self._reduce = self.options.reduce
         self._precision = PassPrecision(self.trainer, self.module, self.options.precision)
 
-    @functools.cached_property
+    @property
+    def classifier(self) -> Head:
+        """The classifier, once it has been found."""
+        assert self.found is not None  # probed
+        return self.found
+
+    @property
+    def name(self) -> str:
+        """Name of the classifier."""
+        return self.classifier.described
+
+    @property
+    def logits(self) -> str:
+        """What the model returns of what its classifier gives: see :mod:`ncmonitor._links`."""
+        link = self.classifier.link
+        assert link is not None  # probed
+        return f"{link.kind} of a position" if link.arrangement.chosen else link.kind
+
+    @property
     def head(self) -> nn.Module:
-        """The classifier."""
-        classifier = self._tap().classifier
-        assert classifier is not None  # probed
-        return classifier
+        """Module of the classifier."""
+        return self.classifier.module
 
     @property
     def ranks(self) -> Alone:
@@ -91,18 +107,18 @@ class Measurement:
         Never computed: reading a parametrised weight in training mode may change it (spectral
         norm makes a step of its power iteration).
         """
-        return self.head._parameters.get("weight")
+        return self.classifier.parameter
 
     def move(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Measure another trainer's module from now on, of the same architecture."""
         self.trainer, self.module = trainer, module
         self._precision = PassPrecision(trainer, module, self.options.precision)
-        vars(self).pop("head", None)
+        self.found = self.classifier.bound(module)
 
     def release(self) -> None:
         """Let go of trainer and module, which may be large, until :meth:`move`."""
         self.trainer = self.module = self._precision = None  # type: ignore[assignment]
-        vars(self).pop("head", None)
+        self.found = self.found and self.found.bound(None)
 
     def sources(self) -> dict[str, Source]:
         """Return what makes clean loaders of the fit's splits; see :mod:`.sources`."""
@@ -134,7 +150,7 @@ class Measurement:
         with self._prepared(), self._tap() as tap:
             reading = self._pass(loader, tap)
             try:
-                (features, labels, logits), *_ = next(iter(reading))
+                first = next(iter(reading))
             except (InputError, torch.OutOfMemoryError):
                 raise
             except StopIteration:
@@ -145,8 +161,18 @@ class Measurement:
                     f"{type(error).__name__}: {error}. It calls module(inputs) with the first "
                     "element of the batch; pass forward= or batch_to_xy= if yours needs more"
                 ) from error
+            reduced = self._reduce
+            self._settle(tap, first)
+            if self._reduce != reduced:  # its layers were reduced before the labels were known
+                with self._tap() as tap:
+                    first = next(iter(self._pass(loader, tap)))
+            self._measure_one(tap, first)
         _refuse_filled(lazy - _lazy_tensors(self.module))
-        self.name, self.layers = tap.name, tap.layer_names
+
+    def _settle(self, tap: FeatureTap, batch: Sequence[tuple[Tensor, ...]]) -> None:
+        """Note what the first batch shows, and refuse what cannot be measured."""
+        features, labels, logits = batch[0]
+        self.found, self.layers = tap.head, tap.layer_names
         self.dtype = str(features.dtype).removeprefix("torch.")
         self.num_classes, self.dim = logits.shape[-1], features.shape[-1]
         self._check_classes()
@@ -157,13 +183,29 @@ class Measurement:
             self._reduce = "tokens"
         clean_batch(features, labels, self.num_classes, settings.ignore_index, logits)
 
+    def _measure_one(self, tap: FeatureTap, batch: Sequence[tuple[Tensor, ...]]) -> None:
+        """Measure one batch alone: what fails here would fail in every epoch.
+
+        Raises:
+            InputError: If it fails for another reason than memory.
+        """
+        if not bool((batch[0][1] != self.options.settings.ignore_index).any()):
+            return  # nothing in it is labelled
+        try:
+            renew_weight(self.head)
+            head = Classifier(tap.weight, tap.bias)
+            run(self._studies(head, {}, ()), [batch], ALONE, self.options.null_seed)
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise InputError(
+                f"one training batch cannot be measured: {type(error).__name__}: {error}. Every "
+                "measurement would fail; pass classifier= or layers= that can be, or leave "
+                "NeuralCollapse out"
+            ) from error
+
     def _check_classes(self) -> None:
         outputs, asked = self.num_classes, self.options.num_classes
-        if outputs < 2:
-            raise InputError(
-                f"the classifier {self.name!r} has {outputs} output; neural collapse needs one per "
-                "class: use a two-output head with cross-entropy for two classes"
-            )
         if asked not in (None, outputs):
             raise InputError(
                 f"num_classes={asked}, but the classifier {self.name!r} has {outputs} outputs; "
@@ -233,21 +275,27 @@ class Measurement:
             with self.ranks.together():
                 renew_weight(self.head)
                 head = Classifier(tap.weight, tap.bias)
-            budget = Budget(options.bank_bytes)
-            studies = [
-                Study(
-                    self.num_classes,
-                    None if layer else head,
-                    options.settings,
-                    FeatureBank(budget),
-                    references.get(layer),
-                    () if layer else makers,
-                )
-                for layer in ("", *self.layers)
-            ]
+            studies = self._studies(head, references, makers)
             seed = None if references else options.null_seed
             reports = run(studies, self._pass(loader, tap, advance), self.ranks, seed)
         return dict(zip(("", *self.layers), reports, strict=True))
+
+    def _studies(
+        self, head: Classifier, references: Mapping[str, ClassMoments], makers: Sequence[Maker]
+    ) -> list[Study]:
+        """Return a study of the classifier's features, and one of each layer."""
+        budget = Budget(self.options.bank_bytes)
+        return [
+            Study(
+                self.num_classes,
+                None if layer else head,
+                self.options.settings,
+                FeatureBank(budget),
+                references.get(layer),
+                () if layer else makers,
+            )
+            for layer in ("", *self.layers)
+        ]
 
     @contextlib.contextmanager
     def _prepared(self, *, remember: bool = False) -> Iterator[None]:
@@ -277,12 +325,12 @@ class Measurement:
         return {k: int(each.sum()) for k, each in bits.items()}
 
     def _tap(self) -> FeatureTap:
-        layers = self.layers if self.name else self.options.layers
         return FeatureTap(
             self.module,
-            self.name or self.options.classifier,
-            layers=layers,
+            None if self.found else self.options.classifier,
+            layers=self.layers if self.found else self.options.layers,
             reduce=self._reduce,
+            head=self.found,
         )
 
     def _pass(

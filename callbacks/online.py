@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from ncmonitor._checks import InputError
+from ncmonitor._heads import Head
 from ncmonitor._tensors import as_tensor
-from ncmonitor.callbacks.batches import BatchToXY
+from ncmonitor.callbacks.batches import BatchToXY, two_classes
 from ncmonitor.callbacks.clean_pass import renew_weight
 from ncmonitor.classifier import Classifier
 from ncmonitor.evaluate import first_report
@@ -36,7 +37,7 @@ class Online:
 
     Args:
         module: The module under training.
-        classifier: Name of its classifier.
+        classifier: Its classifier.
         num_classes: K.
         settings: What to compute of what one look can tell.
         batch_to_xy: Splits a batch into inputs and labels.
@@ -45,14 +46,14 @@ class Online:
     def __init__(
         self,
         module: pl.LightningModule,
-        classifier: str,
+        classifier: Head,
         num_classes: int,
         settings: Settings,
         batch_to_xy: BatchToXY,
     ) -> None:
-        self._module, self._num_classes = module, num_classes
+        self._module, self._num_classes, self._head = module, num_classes, classifier
         self._settings, self._batch_to_xy = settings, batch_to_xy
-        self._tap = FeatureTap(module, classifier)
+        self._tap = FeatureTap(module, head=classifier, compares=False)
         self._inside = contextlib.ExitStack()
         self._failure: Exception | None = None
         self._look = self._fresh()
@@ -69,7 +70,10 @@ class Online:
                 return
             try:
                 tapped = self._tap.take()
-                labels = as_tensor(self._batch_to_xy(batch)[1]).to(tapped.features.device)
+                labels = self._batch_to_xy(batch)[1]
+                if self._head.one_logit:
+                    labels = two_classes(labels)
+                labels = as_tensor(labels).to(tapped.features.device)
                 with torch.no_grad():
                     self._look.update(tapped.features, labels, tapped.logits)
             except InputError as error:
@@ -122,12 +126,19 @@ def _in_eval_mode(classifier: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def check_online(module: pl.LightningModule, classifier: nn.Module) -> None:
+def check_online(module: pl.LightningModule, head: Head) -> None:
     """Refuse online mode where the classifier runs inside a compiled graph, which skips hooks.
 
     Raises:
-        InputError: If the classifier, a module around it or the whole model is compiled.
+        InputError: If the classifier, a module around it or the whole model is compiled, or if the
+            model returns one position of what it gives.
     """
+    classifier = head.module
+    if head.link is not None and head.link.arrangement.chosen:
+        raise InputError(
+            f"online=True cannot tell which position of what {head.name!r} gives a training step "
+            "uses: measure with online=False"
+        )
     whole = getattr(module, "_compiler_ctx", None) is not None
     around = (m for m in module.modules() if any(each is classifier for each in m.modules()))
     if whole or any(_compiled(m) for m in around):

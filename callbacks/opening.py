@@ -76,6 +76,8 @@ def facts(measurement: Measurement) -> dict[str, Any]:
         )
     return {
         "classifier": measurement.name,
+        "one_logit": measurement.classifier.one_logit,
+        "logits": measurement.logits,
         "num_classes": measurement.num_classes,
         "feature_dim": measurement.dim,
         "feature_dtype": measurement.dtype,

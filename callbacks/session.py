@@ -113,10 +113,10 @@ class Session:
             InputError: If the classifier cannot be heard.
         """
         measurement, options = self.measurement, self.options
-        check_online(measurement.module, measurement.head)
+        check_online(measurement.module, measurement.classifier)
         self.online = Online(
             measurement.module,
-            measurement.name,
+            measurement.classifier,
             measurement.num_classes,
             options.settings,
             self._split_batch,
@@ -177,10 +177,20 @@ class Session:
 
     def _note_classes(self) -> None:
         """Record the class sizes and what they leave of collapse, once they are known."""
-        if self.trained and self.log.active and not self._noted:
-            self._noted = True
+        if not self.trained or self._noted:
+            return
+        self._noted = True
+        report = self.trained[""]
+        outputs, present = self.measurement.num_classes, report.n_classes_present
+        if present < outputs and not is_dry_run(self.measurement.trainer):
+            self._warn(
+                f"the classifier has {outputs} outputs, but the training set holds samples of "
+                f"{present} classes: the others are left out of the metrics. If the model returns "
+                "an embedding, not logits, pass classifier=(module, weight) with the loss's weight"
+            )
+        if self.log.active:
             with excused("class sizes and floors are not recorded"):
-                self.log.note(class_facts(self.trained[""], self.options.settings))
+                self.log.note(class_facts(report, self.options.settings))
 
     def _reports(self, split: str, source: Source | None, epoch: int) -> Reports:
         """Return the reports of a split; none, with a warning, if they cannot be had."""

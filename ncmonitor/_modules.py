@@ -58,10 +58,13 @@ def named_head(model: nn.Module, given: str | nn.Module) -> tuple[str, nn.Module
         return next(iter(suitable.items()))
     if asked:
         name, module = next(iter(found.items()))
+        if _may_be_head(module):  # whether it is one, the model itself tells
+            return name, module
         raise InputError(
-            f"the classifier {name!r} must have a weight of shape (K, d) like nn.Linear, or be a "
-            f"1x1 convolution with stride 1, no padding and one group, but is a "
-            f"{type(module).__name__}; linear layers here: {_names(heads_of(model))}"
+            f"the classifier {name!r} must hold a weight (K, d) as nn.Linear does, or be a 1x1 "
+            "convolution with stride 1, no padding and one group, but is a "
+            f"{type(module).__name__}; linear layers here: {_names(heads_of(model))}. For a weight "
+            "outside of a layer pass classifier=(module, weight)"
         )
     if suitable:
         raise InputError(
@@ -101,21 +104,33 @@ def weighted_layers(model: nn.Module) -> dict[str, nn.Module]:
     return _once((n, m) for n, m in modules_of(model).items() if any(_weights(m)))
 
 
-def heads_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Return what can be the classifier without being named.
+def one_module(model: nn.Module, given: str | nn.Module) -> tuple[str, nn.Module]:
+    """Return name and module of the one that is named beside a weight.
 
     Raises:
-        InputError: If there is nothing.
+        InputError: If nothing has that name, or several match the pattern.
     """
-    found = _once((n, m) for n, m in modules_of(model).items() if _is_linear(m))
-    if not found:
-        kinds = sorted({type(m).__name__ for m in model.modules() if not list(m.children())})
+    found = matching(model, given, "classifier")
+    if len(found) == 1:
+        return next(iter(found.items()))
+    if found:
         raise InputError(
-            "the model has no nn.Linear and no 1x1 convolution, so there is no linear classifier "
-            f"to watch; its layers are {', '.join(kinds)}. Pass classifier= a module with a "
-            "(K, d) weight"
+            f"classifier=({given!r}, ...) must match one module, but matches {len(found)}: "
+            f"{_names(found)}; pass the name of one of them"
         )
-    return found
+    raise InputError(
+        f"the model has no module named {given!r}{nearest(str(given), modules_of(model))}"
+    )
+
+
+def linear_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the layers that are linear by their class, each once."""
+    return [module for module in model.modules() if _is_linear(module)]
+
+
+def heads_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers that are linear by their class, by name."""
+    return _once((n, m) for n, m in modules_of(model).items() if _is_linear(m))
 
 
 def is_pointwise(module: nn.Module) -> bool:
@@ -166,6 +181,14 @@ def _is_head(module: nn.Module) -> bool:
         return any(_weights(module))
     weight = getattr(module, "weight", None)
     return isinstance(weight, Tensor) and weight.ndim == 2
+
+
+def _may_be_head(module: nn.Module) -> bool:
+    """Tell whether a module of any class holds a matrix that may map features to logits."""
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag, nn.modules.conv._ConvNd)):
+        return False
+    held = (*module.parameters(), *module.buffers())
+    return any(nn.parameter.is_lazy(t) or (t.is_floating_point() and t.ndim > 1) for t in held)
 
 
 def _weights(module: nn.Module) -> Iterator[bool]:
