@@ -106,7 +106,7 @@ def no_head(
     if twice:
         return not_once(twice[-1].name, twice[-1].calls)
     layers = [r for r in ran if _width(r.module) in wide]
-    maps = [r for r in layers if is_pointwise(r.module) and r.output is None]
+    maps = [r for r in layers if is_pointwise(r.module)]
     found = ""
     if layers:
         found = (

@@ -94,7 +94,7 @@ class _Run:
     """One pass: noise at the place; what every module takes, in short.
 
     Attributes:
-        seen: Sums over the inputs of each call, by module.
+        seen: Fingerprints of what each call took, by module with weights of its own.
         around: The modules inside whose call the place is, and its own.
     """
 
@@ -108,7 +108,7 @@ class _Run:
     def trial(self, again: Callable[[], Any], inside: Callable[[], None]) -> Trial:
         with contextlib.ExitStack() as hooks:
             for module in self.model.modules():
-                if isinstance(module, torch.jit.ScriptModule):
+                if isinstance(module, torch.jit.ScriptModule):  # takes no such hooks
                     continue
                 before = module.register_forward_pre_hook(self._enter, with_kwargs=True)
                 after = module.register_forward_hook(self._leave)
@@ -127,8 +127,9 @@ class _Run:
         return Trial(self._noise[0], returned)
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        sums = [float(t.detach().double().sum()) for t in tensors((args, kwargs)) if _real(t)]
-        self.seen.setdefault(module, []).extend(sums)
+        if _owns(module):
+            taken = [_fingerprint(t.detach()) for t in tensors((args, kwargs)) if _real(t)]
+            self.seen.setdefault(module, []).extend(taken)
         self._open.append(module)
         if module is self.place.module:
             self.around |= set(self._open)
@@ -168,6 +169,12 @@ class _Run:
         return drawn.to(like.dtype).to(like.device)
 
 
+def _fingerprint(tensor: Tensor) -> float:
+    """Return a sum over entries spread over a tensor."""
+    flat = tensor.reshape(-1)
+    return float(flat[:: max(1, len(flat) // 4096)].double().sum())
+
+
 def _real(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.numel() > 0
 
@@ -186,9 +193,15 @@ def _disturbed(model: nn.Module, apart: list[nn.Module]) -> Iterator[None]:
     generator = torch.Generator().manual_seed(4)
 
     def noisy(tensor: Tensor) -> Tensor:
-        spread = tensor.detach().float().std(unbiased=False).nan_to_num(posinf=0) + 1
-        drawn = torch.randn(tensor.shape, generator=generator)
-        return tensor + (spread * drawn.to(tensor.device)).to(tensor.dtype)
+        # Two vectors, along the first and the last axis: noise for every entry would take longer
+        # than the forward pass.
+        size = float(tensor.detach().abs().mean().nan_to_num(posinf=0)) + 1
+        for axis in {0, tensor.ndim - 1} if tensor.ndim else ():
+            shape = [1] * tensor.ndim
+            shape[axis] = tensor.shape[axis]
+            drawn = size * torch.randn(shape, generator=generator)
+            tensor = tensor + drawn.to(tensor.dtype).to(tensor.device)
+        return tensor
 
     with contextlib.ExitStack() as undo:
         for module in apart:

@@ -208,11 +208,11 @@ class FeatureTap:
         again = again or self._root_again()
         self.forget()
         if self.head is None:
-            self._find(returned, again)
-            if self.head is not None and self.head.module not in calls and again is not None:
-                self._deaf, found = False, again()  # nobody listened to a head of this kind
-                returned, calls, seen = found, self._calls, self._seen
-                self.forget()
+            anew = self._find(returned, again)
+            if self.head is not None and (self.head.copies or self.head.module not in calls):
+                returned = anew  # nobody listened to a head of this kind, or kept its output
+                calls, seen = self._calls, self._seen
+            self.forget()
         reader = self._known_reader()
         own = calls.get(reader.head.module, [])
         if len(own) != 1:
@@ -236,11 +236,12 @@ class FeatureTap:
         """Forget what was caught since the last take, as after a forward pass that failed."""
         self._calls, self._seen, self._output, self._root_call = {}, {}, None, None
 
-    def _find(self, returned: Any, again: Callable[[], Any] | None) -> None:
+    def _find(self, returned: Any, again: Callable[[], Any] | None) -> Any:
+        """Find the head; return what the model returns in a last pass, which is caught."""
         if again is None:
             if isinstance(self._given, tuple) and returned is None:
                 self._reader = HeadReader(Head(*self._given), self.model)
-                return  # the model itself did not run: there is nothing to compare with
+                return None  # the model itself did not run: there is nothing to compare with
             raise InputError(
                 "the classifier is found by running the model again: run the model itself, or "
                 "pass take(output, again) a function that runs the same forward pass"
@@ -248,9 +249,10 @@ class FeatureTap:
         self._remove()
         with _without_trace(self.model):
             head = find_head(self.model, again, self._given)
-        self._leave_out(head.name, head.module)
-        self.head, self._reader = head, None
-        self._place()
+            self._leave_out(head.name, head.module)
+            self.head, self._reader = head, None
+            self._place()
+            return again()  # a model may keep what it computed last: nothing of ours
 
     def _known_reader(self) -> HeadReader:
         if self._reader is None:
