@@ -101,7 +101,7 @@ def no_head(
             f"no layer makes what the model returns, {shapes}; a weight of the model does, from "
             f"what {module!r} takes or gives: pass classifier=({module!r}, {weight})"
         )
-    wide = {t.shape[axis] for t in returned for axis in {t.ndim - 1, min(1, t.ndim - 1)}}
+    wide = class_counts(returned)
     twice = [r for r in ran if r.calls > 1 and _width(r.module) in wide]
     if twice:
         return not_once(twice[-1].name, twice[-1].calls)
@@ -124,6 +124,12 @@ def no_head(
         f"weight outside of a layer does, pass {_PAIR}; or pass forward=, a function of module and "
         "inputs that returns the logits of one head"
     )
+
+
+def class_counts(returned: list[Tensor]) -> set[int]:
+    """Return how many classes returned tensors may have logits for."""
+    axes = ({1} if t.ndim > 3 else {t.ndim - 1, min(1, t.ndim - 1)} for t in returned)
+    return {t.shape[axis] for t, each in zip(returned, axes, strict=True) for axis in each}
 
 
 def _width(module: nn.Module) -> int | None:

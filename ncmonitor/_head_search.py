@@ -98,8 +98,10 @@ def _watched(
     def catch(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         counts[module] = counts.pop(module, 0) + 1
         last[module] = None
-        if isinstance(output, Tensor) and (module is only or _may_hold(module, output, wide)):
-            last[module] = (Call.of(args, kwargs, output, copy=True), output.detach())
+        real = isinstance(output, Tensor) and output.is_floating_point()
+        if real and (module is only or _may_hold(output, wide)):
+            call = Call.of(args, kwargs, output, copy=True)
+            last[module] = None if call.given is None else (call, output.detach())
 
     with contextlib.ExitStack() as hooks:
         for module in names:
@@ -113,7 +115,7 @@ def _watched(
     return ran, returned
 
 
-def _may_hold(module: nn.Module, output: Tensor, returned: Iterable[Tensor]) -> bool:
+def _may_hold(output: Tensor, returned: Iterable[Tensor]) -> bool:
     turned = [output] if output.ndim < 3 else [output, output.movedim(1, -1)]
     return any(any(arrangements(made, r)) for made in turned for r in returned if output.ndim > 1)
 
@@ -350,8 +352,7 @@ def _none(
     model: nn.Module, again: Again, ran: list[Ran], returned: list[Tensor]
 ) -> InputError:
     """Return what to say, with a weight to name where one makes the logits."""
-    wide = {t.shape[axis] for t in returned for axis in {t.ndim - 1, min(1, t.ndim - 1)}}
-    weights = advice.weights_of(model, wide)
+    weights = advice.weights_of(model, advice.class_counts(returned))
     pairs = []
     for name, _ in weights:
         for each in _ends_in_features(model, again, name):

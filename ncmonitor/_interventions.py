@@ -53,10 +53,11 @@ def trials(
     place: Place,
     inside: Callable[[], None] = lambda: None,
 ) -> list[Trial]:
-    """Run the model three times with other noise at a place.
+    """Run the model four times with other noise at a place.
 
-    In the third pass everything else that owns weights and does not depend on the place gives noise
-    too: a second head that is zero today, or a constant, shows.
+    In the last two passes everything else that owns weights and does not depend on the place gives
+    noise too: a second head that is zero today, or a constant, shows. The noise of one has the
+    opposite sign of the other's, since a ReLU may swallow either.
 
     Args:
         model: The model.
@@ -74,10 +75,10 @@ def trials(
         for module, seen in first.seen.items()
         if module not in first.around and seen == second.seen.get(module) and _owns(module)
     ]
-    third = _Run(model, place, seed=3)
-    with _disturbed(model, apart):
-        with contextlib.suppress(Exception):  # no network promises to bear noise everywhere
-            done.append(third.trial(again, inside))
+    for sign in (1.0, -1.0):
+        with _disturbed(model, apart, set(first.seen), sign):
+            with contextlib.suppress(Exception):  # no network promises to bear noise everywhere
+                done.append(_Run(model, place, seed=3).trial(again, inside))
     return done
 
 
@@ -185,8 +186,10 @@ def _owns(module: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def _disturbed(model: nn.Module, apart: list[nn.Module]) -> Iterator[None]:
-    """Add noise to what some modules give, and to the weights that no module of its own holds.
+def _disturbed(
+    model: nn.Module, apart: list[nn.Module], ran: set[nn.Module], sign: float
+) -> Iterator[None]:
+    """Add noise to what some modules give, and to the weights of those that only hold them.
 
     A vector with an entry per class that is not learnt may be a mask: it stays as it is.
     """
@@ -199,7 +202,7 @@ def _disturbed(model: nn.Module, apart: list[nn.Module]) -> Iterator[None]:
         for axis in {0, tensor.ndim - 1} if tensor.ndim else ():
             shape = [1] * tensor.ndim
             shape[axis] = tensor.shape[axis]
-            drawn = size * torch.randn(shape, generator=generator)
+            drawn = sign * size * torch.randn(shape, generator=generator)
             tensor = tensor + drawn.to(tensor.dtype).to(tensor.device)
         return tensor
 
@@ -208,7 +211,7 @@ def _disturbed(model: nn.Module, apart: list[nn.Module]) -> Iterator[None]:
             handle = module.register_forward_hook(lambda m, a, output: mapped(output, noisy))
             undo.callback(handle.remove)
         for module in modules_of(model).values():
-            if not [*module.children()]:
+            if module in ran and not [*module.children()]:
                 continue
             for tensor in (*module._parameters.values(), *module._buffers.values()):
                 if tensor is not None and _real(tensor) and _may_be_a_head(tensor):

@@ -356,21 +356,24 @@ class FeatureTap:
 
 @contextlib.contextmanager
 def _without_trace(model: nn.Module) -> Iterator[None]:
-    """Run a model inside without gradients, and put buffers and random states back."""
-    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    """Run a model inside without gradients, on copies of its buffers, and put random states back.
+
+    Copies: a pass in training mode writes to buffers that a graph of the user's may have saved.
+    """
     devices = {t.device for t in (*model.parameters(), *model.buffers()) if t.is_cuda}
-    try:
-        with torch.random.fork_rng(sorted(map(str, devices))), torch.no_grad():
-            yield
-    finally:
-        with torch.no_grad():
-            for buffer, before in kept:
-                if not _equal(buffer, before):
-                    buffer.copy_(before)
-
-
-def _equal(one: Tensor, two: Tensor) -> bool:
-    return one.shape == two.shape and bool(((one == two) | ((one != one) & (two != two))).all())
+    copies: dict[int, Tensor] = {}  # tied buffers stay tied
+    with contextlib.ExitStack() as undo:
+        for module in model.modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
+            for name, buffer in module._buffers.items():
+                if buffer is not None and not nn.parameter.is_lazy(buffer):
+                    undo.callback(module._buffers.__setitem__, name, buffer)
+                    copies.setdefault(id(buffer), buffer.detach().clone())
+                    module._buffers[name] = copies[id(buffer)]
+        undo.enter_context(torch.random.fork_rng(sorted(map(str, devices))))
+        undo.enter_context(torch.no_grad())
+        yield
 
 
 def _named(
@@ -388,6 +391,9 @@ def _named(
         )
     module, source = classifier
     name, found = _modules.one_module(model, module)
+    if isinstance(source, Tensor):  # by its name it is found in a copy of the model, too
+        held = (*model.named_parameters(), *model.named_buffers())
+        source = next((n for n, tensor in held if tensor is source), source)
     read_source(source, model)  # a wrong name should fail here
     return GivenPair(name, found, source)
 
