@@ -29,6 +29,10 @@ _OTHER_WEIGHTS: Final = (
     "the class means in the checkpoint are not of its own weights, as it was saved before that "
     "epoch was measured (ModelCheckpoint(save_on_train_epoch_end=True) saves after it)"
 )
+_NOT_KEPT: Final = (
+    "those of earlier epochs are kept where the trainer saves checkpoints, up to "
+    f"{LIMIT // 2**20} MiB in all"
+)
 
 
 class HeldOut:
@@ -91,7 +95,10 @@ class HeldOut:
         weights = weights_key(measurement.see())
         means = self._run.find(weights) or self._loaded.find(weights)
         known = self._run.measured_at(weights) or (means and (means.epoch, means.step))
-        self._mine = self._session is not None and self._run.measured_at(weights) is not None
+        mine = self._session is not None and self._run.measured_at(weights) is not None
+        have = measurement.ranks.gather((means is not None, mine))  # no rank goes another way
+        means = means if all(each for each, _ in have) else None
+        self._mine = all(each for _, each in have)
         self._epoch, self._step = known or (self._epoch, self._step)
         if self._mine and self._session is not None:
             measurement = self._session.measurement
@@ -116,7 +123,7 @@ class HeldOut:
         if means is not None:
             why = f"the class means kept are of {dict(means.about)}, not of {measurement.about}"
         elif self._mine:
-            why = f"those of epoch {self._epoch} were given up: all took over {LIMIT:,} bytes"
+            why = f"the class means of epoch {self._epoch} were not kept ({_NOT_KEPT})"
         if gives_loader(self.options):
             try:
                 with measurement.ranks.together():

@@ -168,7 +168,8 @@ class Session:
     def _keep_means(self, epoch: int) -> None:
         measurement = self.measurement
         weights, step = weights_key(measurement.seen), measurement.trainer.global_step
-        self._means.keep(weights, epoch, step, measurement.about, self.trained)
+        saves = bool(measurement.trainer.checkpoint_callbacks)
+        self._means.keep(weights, epoch, step, measurement.about, self.trained, earlier=saves)
 
     def _note_classes(self) -> None:
         """Record the class sizes and what they leave of collapse, once they are known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,15 +40,20 @@ class Means:
     about: Mapping[str, str | int]
     moments: Mapping[str, ClassMoments]
 
-    @property
+    @functools.cached_property
     def size(self) -> int:
         """Bytes of all moments."""
         return sum(map(_bytes, self.moments.values()))
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values and tensors, which load with ``weights_only=True``."""
-        moments = {layer: each.state_dict() for layer, each in self.moments.items()}
-        return vars(self) | {"about": dict(self.about), "moments": moments}
+        return {
+            "weights": self.weights,
+            "epoch": self.epoch,
+            "step": self.step,
+            "about": dict(self.about),
+            "moments": {layer: each.state_dict() for layer, each in self.moments.items()},
+        }
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Means:
@@ -59,8 +65,9 @@ class Means:
 class TrainMeans:
     """The class means of a run's measurements, found again by the weights.
 
-    The last ones are always kept, those before as long as all together take at most :data:`LIMIT`:
-    the best epoch is often not the last. A checkpoint holds the last ones, up to the same limit.
+    The last ones are always kept. Where checkpoints are saved, those of earlier epochs are too, as
+    long as all together take at most :data:`LIMIT`: the best epoch is often not the last. A
+    checkpoint holds the last ones, up to the same limit.
     """
 
     def __init__(self) -> None:
@@ -74,10 +81,23 @@ class TrainMeans:
         step: int,
         about: Mapping[str, str | int],
         reports: Mapping[str, CollapseReport],
+        *,
+        earlier: bool,
     ) -> None:
-        """Keep the means of a measurement of the training set; nothing if it failed."""
+        """Keep the means of a measurement of the training set; nothing if it failed.
+
+        Args:
+            weights: Name of the weights.
+            epoch: Completed epochs.
+            step: Optimizer steps.
+            about: What the features are of.
+            reports: Of the training set, by layer.
+            earlier: Whether to keep those of earlier epochs too.
+        """
         if not reports:
             return
+        if not earlier:
+            self._kept = {}
         moments = {layer: report.moments for layer, report in reports.items()}
         means = Means(weights, epoch, step, about, moments)
         if means.size <= LIMIT:  # else they stay where the reports have them, which is no copy
