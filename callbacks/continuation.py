@@ -34,7 +34,7 @@ class Continuation:
 
     Attributes:
         resumed: Whether this fit goes on from a checkpoint.
-        at: Completed epochs and optimizer steps of the checkpoint whose weights are tested.
+        at: Completed epochs and optimizer steps of the weights in the checkpoint.
     """
 
     def __init__(self) -> None:
@@ -68,8 +68,15 @@ class Continuation:
         return same and trainer.global_step > 0 and trainer.current_epoch >= self._reached
 
     def goes_on(self, trainer: pl.Trainer, module: pl.LightningModule) -> bool:
-        """Tell whether this fit continues an earlier one; to be asked before :meth:`begin`."""
-        return self.resumed or self.repeats(trainer, module)
+        """Tell whether the training that starts continues; to be asked before :meth:`begin`."""
+        return (self.resumed and not self.lost(trainer)) or self.repeats(trainer, module)
+
+    def lost(self, trainer: pl.Trainer) -> bool:
+        """Tell, when the training starts, whether it has only the weights of the checkpoint.
+
+        A finder that runs at the start of a fit makes Lightning forget the checkpoint's progress.
+        """
+        return self.resumed and self.at[1] > 0 and trainer.global_step == 0
 
     # -- states ------------------------------------------------------------------------------------
 

@@ -31,11 +31,13 @@ class Listener(Base):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget an earlier fit, unless this one goes on with it or with a checkpoint."""
-        if not self._fits.goes_on(trainer, pl_module):
+        if not (self._fits.resumed or self._fits.repeats(trainer, pl_module)):
             self._start_anew()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note that the fit has begun."""
+        if self._fits.lost(trainer):
+            self._start_anew()
         self._fits.begin(trainer, pl_module)
 
     def _start_anew(self) -> None:

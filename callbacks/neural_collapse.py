@@ -284,6 +284,13 @@ class NeuralCollapse(Base):
         self._ledger.begin(epoch, resumed=goes_on)
         if not goes_on:
             self._means.clear()
+        if self._fits.lost(trainer):
+            warnings.warn(
+                "the checkpoint's weights are loaded, but the trainer starts at epoch 0 (as after "
+                "a LearningRateFinder or BatchSizeFinder), and so does the history: run the finder "
+                "apart, Tuner(trainer).lr_find(model), to go on where the checkpoint is",
+                stacklevel=2,
+            )
         self._fits.begin(trainer, pl_module)
         measurement = Measurement(trainer, pl_module, self._options)
         measurement.probe()

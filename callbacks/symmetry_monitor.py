@@ -216,7 +216,7 @@ class SymmetryMonitor(Base):
         """Try the groups, open the file and measure the untrained network."""
         epoch = trainer.current_epoch
         goes_on = self._fits.goes_on(trainer, pl_module)
-        kept = self._loaded if self._fits.resumed else self._rows if goes_on else []
+        kept = (self._loaded if self._fits.resumed else self._rows) if goes_on else []
         self._rows = [row for row in kept if int(row["epoch"]) <= epoch]
         if not goes_on:
             self._others = []
@@ -343,7 +343,8 @@ class SymmetryMonitor(Base):
         watch = None
         if self.parameters:
             watch = ParameterWatch(measurement.parameter, measurement.module)
-            if self._fits.resumed and self._watched is not None:
+            resumed = self._fits.resumed and not self._fits.lost(trainer)
+            if resumed and self._watched is not None:
                 watch.load_state_dict(self._watched)
             watch.begin(trainer)
         folder = self.run_dir if trainer.is_global_zero and not dry else None

@@ -5,7 +5,7 @@
 | `test`, `validate` with a fresh callback | measured, against its own means, which is said |
 | `test(ckpt_path=)` in another process | against the train means in the checkpoint |
 | `test(ckpt_path=)` of an earlier epoch | against that epoch's means; the history stays whole |
-| a checkpoint saved before its epoch was measured | own means, said; the right ones in that process |
+| a checkpoint saved before its epoch was measured | own means, said; in memory the right ones |
 | `dataloader=` and unknown weights | the train means are measured first |
 | `predict`, a fit's own validation | nothing |
 | data that cannot be measured | one warning that says what to do; the test goes on |
@@ -36,10 +36,20 @@ from ncmonitor import InputError, measure_collapse
 from ncmonitor.callbacks import CollapseFigures, NeuralCollapse, SymmetryMonitor, TerminalPhase
 from ncmonitor.history import read_history
 from ncmonitor.recipes.randomness import Randomness
+from ncmonitor.symmetry import Action, Group
 from ncmonitor.symmetry.table import read_symmetry
 from toys import Recording, Toy, TrainOnly, blobs, train_loader, trainer, val_blobs, val_loader
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Be aware that when using .ckpt_path"),
+    pytest.mark.filterwarnings("ignore:.*in eval mode at the start"),
+    pytest.mark.filterwarnings("ignore:.*sampler has shuffling enabled"),
+    pytest.mark.filterwarnings("ignore:no validation data"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory"),
+]
+
 OWN = "measured against its own class means"
+SIGN = Group.of("sign", [Action("minus", lambda x: -x)], kind="vectors", exact=True)
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -157,19 +167,13 @@ def test_the_train_means_are_measured_where_their_loader_is_given(no_warning: An
 
 
 def test_symmetry_is_measured_too() -> None:
-    from ncmonitor.symmetry import Action, Group
-
-    def watch() -> SymmetryMonitor:
-        sign = Group("sign", {"minus": Action(lambda x: -x)})
-        return SymmetryMonitor(sign, verbose=False, schedule=[], run_dir="sym")
-
-    fitted, module = watch(), Toy()
+    fitted, module = signs(schedule=[], run_dir="sym"), Toy()
     fit = trainer(fitted, saves(), max_epochs=2, enable_checkpointing=True)
     fit.fit(module, train_loader(), val_loader())
     at_end = fitted.history.query("split == 'val' and epoch == 2 and element == '' and layer == ''")
     whole = fitted.history
     for call, split in (("test", "test"), ("validate", "val")):
-        fresh = watch()
+        fresh = signs()
         [values] = getattr(trainer(fresh), call)(
             module, val_loader(), ckpt_path="kept/epoch=1.ckpt", verbose=False
         )
@@ -234,10 +238,11 @@ def test_a_test_of_an_earlier_checkpoint_leaves_history_and_clock_whole(no_warni
 
 @pytest.mark.parametrize("light", [False, True])
 def test_the_best_by_validation_is_tested_right(light: bool, no_warning: Any) -> None:
-    """Lightning saves it before the epoch is measured: the means are not in the file."""
+    """Saved by the validation, before the epoch is measured: the means are not in the file."""
     best = ModelCheckpoint(
-        "kept", filename="{epoch}", monitor="val_loss", mode="max", save_weights_only=light
-    )
+        "kept", filename="{epoch}", monitor="val_loss", mode="max", save_weights_only=light,
+        save_on_train_epoch_end=False,
+    )  # fmt: skip
     watch, module = monitor(), Toy()
     fit = trainer(watch, best, max_epochs=3, enable_checkpointing=True)
     fit.fit(module, train_loader(), val_loader())
@@ -249,7 +254,7 @@ def test_the_best_by_validation_is_tested_right(light: bool, no_warning: Any) ->
 
 
 def test_a_file_without_its_own_means_says_how_to_save_better_ones() -> None:
-    best = ModelCheckpoint("kept", filename="{epoch}", monitor="val_loss", save_top_k=-1)
+    best = saves(save_on_train_epoch_end=False)
     fit = trainer(monitor(), best, max_epochs=2, enable_checkpointing=True)
     fit.fit(Toy(), train_loader(), val_loader())
     with pytest.warns(RuntimeWarning, match=r"save_on_train_epoch_end=True"):
@@ -345,22 +350,16 @@ def test_validate_measures_its_own_loader_and_leaves_the_fits_rows(no_warning: A
     assert no_warning() == []
 
 
-def test_a_fit_after_validate_measures_the_fits_loader() -> None:
+@pytest.mark.parametrize("sanity", [0, 2])
+def test_a_fit_after_validate_measures_the_fits_loader(sanity: int) -> None:
     watch, module = monitor(), Toy()
-    fit = trainer(watch, max_epochs=1, num_sanity_val_steps=2)
+    fit = trainer(watch, max_epochs=1, num_sanity_val_steps=sanity)
     with pytest.warns(RuntimeWarning, match=OWN):
         fit.validate(module, other_loader(), verbose=False)
     expected = by_hand(module, trained=True)
     fit.fit(module, train_loader(), val_loader())
     first = watch.history.query("epoch == 0 and split == 'val'").iloc[0]
     assert first["nc1"] == pytest.approx(expected.nc1, rel=1e-5)
-    # Without a sanity check Lightning has no validation loader yet: that of ``validate`` is none.
-    late = monitor(run_dir="late")
-    fit = trainer(late, max_epochs=1, num_sanity_val_steps=0)
-    with pytest.warns(RuntimeWarning, match=OWN):
-        fit.validate(module, other_loader(), verbose=False)
-    fit.fit(Toy(), train_loader(), val_loader())
-    assert late.history.query("split == 'val'")["epoch"].tolist() == [1]
 
 
 def test_a_fits_own_validation_and_predict_measure_nothing(no_warning: Any) -> None:
@@ -368,7 +367,7 @@ def test_a_fits_own_validation_and_predict_measure_nothing(no_warning: Any) -> N
     fit = trainer(watch, max_epochs=4, val_check_interval=1)
     fit.fit(module, train_loader(), val_loader())
     assert watch.history["epoch"].tolist() == [0, 0, 4, 4]
-    fresh = monitor()
+    fresh = monitor(run_dir="fresh")
     trainer(fresh).predict(module, DataLoader(val_blobs()[0], 8))
     assert len(fresh.history) == 0
     assert no_warning() == []
@@ -434,11 +433,8 @@ def finder() -> LearningRateFinder:
 
 
 def signs(**settings: Any) -> SymmetryMonitor:
-    from ncmonitor.symmetry import Action, Group
-
-    sign = Group("sign", {"minus": Action(lambda x: -x)})
     given = {"verbose": False, "schedule": "every_epoch", "parameters": False}
-    return SymmetryMonitor(sign, **(given | settings))
+    return SymmetryMonitor(SIGN, **(given | settings))
 
 
 @pytest.mark.parametrize("finds", [False, True])
@@ -497,14 +493,16 @@ def test_the_same_model_goes_on_in_the_same_trainer() -> None:
     assert sorted(set(sign.history["epoch"])) == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("finds", [False, True])
-def test_a_resume_goes_on_also_with_a_finder(finds: bool) -> None:
+@pytest.mark.parametrize("tunes", [False, True])
+def test_a_resume_goes_on_also_after_the_tuner(tunes: bool) -> None:
     def run(folder: str, epochs: int, checkpoint: str | None = None) -> tuple[Any, Any]:
         pl.seed_everything(3, verbose=False)
-        more = [finder()] if finds and checkpoint else []
         watch, sign = monitor(run_dir=folder, splits=("train",)), signs(run_dir=folder)
-        fit = trainer(*more, watch, sign, Randomness(), max_epochs=epochs, num_sanity_val_steps=0)
-        fit.fit(Steady(), train_loader(), ckpt_path=checkpoint, weights_only=True)
+        module = Steady()
+        fit = trainer(watch, sign, Randomness(), max_epochs=epochs, num_sanity_val_steps=0)
+        if tunes and checkpoint:
+            Tuner(fit).lr_find(module, train_loader(), num_training=5, update_attr=False)
+        fit.fit(module, train_loader(), ckpt_path=checkpoint, weights_only=True)
         fit.save_checkpoint(f"{folder}.ckpt")
         return watch.history.drop(columns="seconds"), sign.history.drop(columns="seconds")
 
@@ -515,6 +513,20 @@ def test_a_resume_goes_on_also_with_a_finder(finds: bool) -> None:
         pd.testing.assert_frame_equal(resumed, unbroken, rtol=1e-9)
     pd.testing.assert_frame_equal(read_history("rest").drop(columns="seconds"), rest[0])
     assert len(read_symmetry("rest")) == len(rest[1])
+
+
+def test_a_finder_in_a_resumed_fit_starts_the_history_where_lightning_starts() -> None:
+    """It makes Lightning forget the progress in the checkpoint: the weights alone are loaded."""
+    first = trainer(saves(), monitor(run_dir="first"), max_epochs=3, enable_checkpointing=True)
+    first.fit(Steady(), train_loader())
+    watch, sign = monitor(), signs()
+    fit = trainer(finder(), watch, sign, max_epochs=1, num_sanity_val_steps=0)
+    with pytest.warns(UserWarning, match="starts at epoch 0"):
+        fit.fit(Steady(), train_loader(), ckpt_path="kept/epoch=2.ckpt")
+    assert watch.history["epoch"].tolist() == [0, 1] == sorted(set(sign.history["epoch"]))
+    module = at_epoch(2, kind=Steady)
+    expected = by_hand(module, blobs(), trained=False)
+    assert watch.history["nc1"].iloc[0] == pytest.approx(expected.nc1, rel=1e-5)
 
 
 def test_a_finder_in_the_middle_of_a_fit_changes_nothing() -> None:
