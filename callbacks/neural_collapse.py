@@ -69,8 +69,11 @@ class NeuralCollapse(Base):
     callback, for a forward and a data set without state of their own. Logged through ``log_dict``
     as ``nc/<split>/<metric>`` and ``nc/tpt/<name>`` against ``nc/epoch``, the number of completed
     epochs (0: the untrained network); kept in :attr:`history`, in the run's ``history.csv`` and in
-    checkpoints. Works on one device and under DDP with any number of ranks, whose shares of the
-    data are measured together; sharded strategies are refused.
+    checkpoints. ``trainer.test`` and ``trainer.validate`` are measured too, against the class means
+    of the training set at the same weights: of the fit, of the checkpoint, or of ``dataloader=``;
+    without any, against their own, which a warning says. Works on one device and under DDP with
+    any number of ranks, whose shares of the data are measured together; sharded strategies are
+    refused.
 
     Args:
         classifier: The last linear layer by name, shell pattern or as a module, when it cannot be
@@ -220,7 +223,11 @@ class NeuralCollapse(Base):
 
     @property
     def history(self) -> pd.DataFrame:
-        """Everything measured so far: one row per epoch and split, columns as in the catalogue."""
+        """Everything measured so far: one row per epoch and split, columns as in the catalogue.
+
+        What was tested or validated at weights that this run has not measured, or against other
+        class means than the training set's, comes last: its epoch is −1 where nobody knows it.
+        """
         folder = None if self._ledger.rows else self.run_dir
         if folder is not None and self._session is None and (folder / "history.csv").is_file():
             trained = read_history(folder)  # of processes that trained for this one

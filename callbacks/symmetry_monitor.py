@@ -64,7 +64,8 @@ class SymmetryMonitor(Base):
     twice for each flow. Training is bit-identical to training without the callback. Logged as
     ``nc/<split>/symmetry/<group>/<metric>``, with the element's name at the end for one element,
     and ``nc/parameters/<metric>``, against ``nc/epoch``; kept in :attr:`history`, in
-    ``symmetry.csv`` in the run's folder and in checkpoints. Works on one device and under DDP.
+    ``symmetry.csv`` in the run's folder and in checkpoints. ``trainer.test`` and
+    ``trainer.validate`` are measured too, at whatever weights. Works on one device and under DDP.
 
     Groups act on the inputs that the network gets, on their device: after the transforms of the
     data set, normalisation included, so that a border filled with 0 has the colour that 0 stands
