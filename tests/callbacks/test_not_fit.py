@@ -20,6 +20,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder, ModelCheckpoint
-from pytorch_lightning.tuner import Tuner
+from pytorch_lightning.tuner.tuning import Tuner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -95,7 +96,7 @@ def at_epoch(epoch: int, *, kind: type[Toy] = Toy) -> Toy:
     return module
 
 
-def check(values: dict[str, float], expected: Any, split: str = "test") -> None:
+def check(values: Mapping[str, float], expected: Any, split: str = "test") -> None:
     for name in ("nc1", "nc2_etf_means", "nc4_disagreement", "ncc_accuracy", "error"):
         found = values[f"nc/{split}/{name}"]
         assert found == pytest.approx(getattr(expected, name), rel=1e-5, abs=1e-7), name
@@ -325,7 +326,7 @@ def test_new_running_statistics_are_other_features() -> None:
     fit = trainer(watch, max_epochs=1)
     fit.fit(module, train_loader(), val_loader())
     with torch.no_grad():
-        module.body[1].running_mean.add_(1)  # as torch.optim.swa_utils.update_bn does
+        module.body[1].get_buffer("running_mean").add_(1)  # as torch.optim.swa_utils.update_bn does
     with pytest.warns(RuntimeWarning, match=OWN):
         [values] = fit.test(module, val_loader(), verbose=False)
     check(values, by_hand(module, trained=False))
@@ -368,7 +369,7 @@ def test_a_fits_own_validation_and_predict_measure_nothing(no_warning: Any) -> N
     fit.fit(module, train_loader(), val_loader())
     assert watch.history["epoch"].tolist() == [0, 0, 4, 4]
     fresh = monitor(run_dir="fresh")
-    trainer(fresh).predict(module, DataLoader(val_blobs()[0], 8))
+    trainer(fresh).predict(module, unlabelled())
     assert len(fresh.history) == 0
     assert no_warning() == []
 
@@ -382,8 +383,13 @@ def test_a_split_that_is_left_out_is_not_validated() -> None:
 # -- what cannot be measured -----------------------------------------------------------------------
 
 
+class Bare(TensorDataset):
+    def __getitem__(self, index: int) -> Any:
+        return super().__getitem__(index)[0]
+
+
 def unlabelled() -> DataLoader[Any]:
-    return DataLoader(val_blobs()[0], batch_size=8)
+    return DataLoader(Bare(val_blobs()[0]), batch_size=8)
 
 
 class Inputs(Toy):
@@ -433,7 +439,7 @@ def finder() -> LearningRateFinder:
 
 
 def signs(**settings: Any) -> SymmetryMonitor:
-    given = {"verbose": False, "schedule": "every_epoch", "parameters": False}
+    given: dict[str, Any] = {"verbose": False, "schedule": "every_epoch", "parameters": False}
     return SymmetryMonitor(SIGN, **(given | settings))
 
 
@@ -453,7 +459,7 @@ def test_another_model_in_another_trainer_starts_a_new_history(finds: bool) -> N
     second = fit([watch, phase, sign, figures], hard_loader())
     fresh, sign_fresh = monitor(run_dir="fresh"), signs(run_dir="signs")
     fit([fresh, sign_fresh], hard_loader())
-    assert (second.current_epoch, phase.reason, phase.stopped_epoch) == (6, None, None)
+    assert [second.current_epoch, phase.reason, phase.stopped_epoch] == [6, None, None]
     drop = ["seconds"]
     pd.testing.assert_frame_equal(
         watch.history.drop(columns=drop), fresh.history.drop(columns=drop)
