@@ -65,6 +65,7 @@ class WandbAlerts(Listener):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find the monitor and listen to it, wherever in the list of callbacks it is."""
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         self._unsubscribe()
@@ -76,17 +77,19 @@ class WandbAlerts(Listener):
                 "WandbAlerts sends alerts through W&B: pass logger=WandbLogger(...) to the trainer"
             )
         self._check_measured(monitor)
-        if trainer.global_step == 0:  # a run that goes on keeps it; a checkpoint is loaded later
-            self._sent, self._first = [], {}
         self._listen(monitor)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was sent, and from which side each metric comes."""
-        return {"sent": list(self._sent), "first": dict(self._first)}
+        return self._fits.marked({"sent": list(self._sent), "first": dict(self._first)})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue: what was sent is not sent again."""
-        self._sent, self._first = list(state_dict["sent"]), dict(state_dict["first"])
+        """Continue, if a fit does: what was sent is not sent again."""
+        if self._resumes(state_dict):
+            self._sent, self._first = list(state_dict["sent"]), dict(state_dict["first"])
+
+    def _start_anew(self) -> None:
+        self._sent, self._first = [], {}
 
     # -- the work ----------------------------------------------------------------------------------
 

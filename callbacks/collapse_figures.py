@@ -112,6 +112,7 @@ class CollapseFigures(Listener):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find the monitor and listen to it, wherever in the list of callbacks it is."""
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         self._unsubscribe()
@@ -121,8 +122,6 @@ class CollapseFigures(Listener):
         planned(self.every, trainer.max_epochs)
         self._gallery = Gallery(self.figures, self.names, self.share, monitor.prefix)
         self._sketch = self._last = self._refusal = None
-        if trainer.global_step == 0:  # a run that goes on keeps it; a checkpoint is loaded later
-            self._taken = None
         monitor.makers.append(self._make)
         self._listen(monitor)
 
@@ -146,11 +145,15 @@ class CollapseFigures(Listener):
 
     def state_dict(self) -> dict[str, Any]:
         """Return when the last snapshot was due."""
-        return {"taken": self._taken}
+        return self._fits.marked({"taken": self._taken})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the schedule."""
-        self._taken = state_dict["taken"]
+        """Continue the schedule, if a fit does."""
+        if self._resumes(state_dict):
+            self._taken = state_dict["taken"]
+
+    def _start_anew(self) -> None:
+        self._taken = None
 
     # -- the monitor's measurements ----------------------------------------------------------------
 

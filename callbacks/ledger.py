@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ class Ledger:
     Attributes:
         metrics: The run's metrics, by column.
         rows: One per measured epoch and split.
+        others: Rows of what was tested or validated that are not of this run's measurements: at
+            other weights, or against other than train means. In no file and no checkpoint.
         seconds: Time spent measuring in this process.
         started: When the fit began, on the clock of ``time.perf_counter``.
     """
@@ -32,6 +35,7 @@ class Ledger:
     def __init__(self, tpt_accuracy: float) -> None:
         self.metrics: tuple[str, ...] = METRIC_NAMES
         self.rows: list[Row] = []
+        self.others: list[Row] = []
         self.seconds = 0.0
         self.started: float | None = None
         self._ended: float | None = None
@@ -42,7 +46,7 @@ class Ledger:
         """Start at ``epoch``: a new run from nothing, a resumed one from what is known of it."""
         self.started, self._ended, self.seconds = time.perf_counter(), None, 0.0
         if not resumed:
-            self.rows, self._wd_time = [], 0.0
+            self.rows, self.others, self._wd_time = [], [], 0.0
             self._clock = PhaseClock(self._clock.accuracy)
         self.rows = [row for row in self.rows if int(row["epoch"]) <= epoch]
 
@@ -83,6 +87,23 @@ class Ledger:
         phase = {**self._clock.as_dict(), "wd_time": self._wd_time}
         return history_row(epoch, step, split, report, phase, seconds, self.metrics)
 
+    def insert(self, rows: Sequence[Row]) -> bool:
+        """Add rows of held-out data at an epoch of this run, instead of earlier ones of their kind.
+
+        Args:
+            rows: Of one epoch.
+
+        Returns:
+            Whether they are simply the last ones now.
+        """
+        before = len(self.rows)
+        new = {(row["epoch"], row["split"]) for row in rows}
+        kept = [row for row in self.rows if (row["epoch"], row["split"]) not in new]
+        epoch = int(rows[0]["epoch"])
+        place = sum(int(row["epoch"]) <= epoch for row in kept)  # the rows are in order of epochs
+        self.rows[:] = [*kept[:place], *rows, *kept[place:]]  # in place: the file's writer has it
+        return place == before
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything as plain values, which load with ``weights_only=True``."""
         return {
@@ -94,6 +115,7 @@ class Ledger:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken; columns of another version are dropped."""
         self.rows = [{k: row[k] for k in known_columns(row)} for row in state["rows"]]
+        self.others = []
         self._clock = PhaseClock(**state["clock"])
         self._wd_time = state["wd_time"]
 

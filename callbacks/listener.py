@@ -8,10 +8,11 @@ import pytorch_lightning as pl
 
 from ncmonitor._checks import InputError
 from ncmonitor.callbacks._base import Base
+from ncmonitor.callbacks.continuation import Continuation, Purpose
 from ncmonitor.callbacks.neural_collapse import NeuralCollapse
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ncmonitor.callbacks.rows import Row
 
@@ -22,6 +23,30 @@ class Listener(Base):
     def __init__(self) -> None:
         super().__init__()
         self._monitor: NeuralCollapse | None = None
+        self._fits = Continuation()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Note that a run begins; to be called by every ``setup``."""
+        self._fits.enter(trainer, stage)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget an earlier fit, unless this one goes on with it or with a checkpoint."""
+        if not (self._fits.resumed or self._fits.repeats(trainer, pl_module)):
+            self._start_anew()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note that the fit has begun."""
+        if self._fits.lost(trainer):
+            self._start_anew()
+        self._fits.begin(trainer, pl_module)
+
+    def _start_anew(self) -> None:
+        """Forget what is known of an earlier fit."""
+        raise NotImplementedError
+
+    def _resumes(self, state: Mapping[str, Any]) -> bool:
+        """Tell whether a state is loaded to go on from it."""
+        return self._fits.purpose(state) is Purpose.RESUME
 
     def _on_measured(self, trainer: pl.Trainer, module: pl.LightningModule, epoch: int) -> None:
         """Act on the measurement after ``epoch`` completed epochs."""
@@ -45,10 +70,12 @@ class Listener(Base):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Stop listening: Lightning calls no ``teardown`` after an exception."""
+        self._fits.leave(trainer)
         self._unsubscribe()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Stop listening."""
+        self._fits.leave(trainer)
         if stage == "fit":
             self._unsubscribe()
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase as _Norm
 
 from ncmonitor._checks import InputError
 from ncmonitor._heads import Head
@@ -22,7 +23,7 @@ from ncmonitor.callbacks.clean_pass import CleanPass, evaluating, renew_weight
 from ncmonitor.callbacks.options import Options
 from ncmonitor.callbacks.precision import PassPrecision
 from ncmonitor.callbacks.progress import measuring
-from ncmonitor.callbacks.sources import Source, fit_sources, length_of
+from ncmonitor.callbacks.sources import Source, fit_sources, held_out_sources, kind_of, length_of
 from ncmonitor.callbacks.strategies import one_network, ranks_of
 from ncmonitor.classifier import Classifier
 from ncmonitor.companions import Maker
@@ -121,13 +122,24 @@ class Measurement:
         self.found = self.found and self.found.bound(None)
 
     def sources(self) -> dict[str, Source]:
-        """Return what makes clean loaders of the fit's splits; see :mod:`.sources`."""
-        return fit_sources(self.trainer, self.options)
+        """Return what makes clean loaders of the splits of a fit, or of a test or validation.
+
+        The first is the one that :meth:`probe` looks at; see :mod:`.sources`.
+        """
+        fitting = self.trainer.state.fn == "fit"
+        return (fit_sources if fitting else held_out_sources)(self.trainer, self.options)
+
+    @property
+    def kind(self) -> str:
+        """What the trainer's data are called in messages: training, validation or test."""
+        return kind_of(self.trainer)
 
     # -- before the first step ---------------------------------------------------------------------
 
     def probe(self) -> None:
-        """Find the classifier by one training batch; whatever fails is a misconfiguration.
+        """Find the classifier by one batch; whatever fails is a misconfiguration.
+
+        In a fit it is a training batch, else one of what is tested or validated.
 
         Raises:
             InputError: With what to pass instead.
@@ -135,9 +147,11 @@ class Measurement:
         self._try(self._probe)
 
     def _try(self, look: Callable[[Any], None]) -> None:
-        """Look at the training data; if that fails on one rank, it does on all."""
+        """Look at the first split; if that fails on one rank, it does on all."""
         with self.ranks.together():
-            source = self.sources()["train"]
+            source = next(iter(self.sources().values()), None)
+            if source is None:
+                raise InputError(f"the trainer has no {self.kind} loader")
 
         def work() -> None:
             with self.ranks.together():  # a share of the data may be empty: everybody's first batch
@@ -154,10 +168,10 @@ class Measurement:
             except (InputError, torch.OutOfMemoryError):
                 raise
             except StopIteration:
-                raise InputError("the training loader gives no batch") from None
+                raise InputError(f"the {self.kind} loader gives no batch") from None
             except Exception as error:
                 raise InputError(
-                    f"the measuring pass cannot run the network on a training batch: "
+                    f"the measuring pass cannot run the network on a {self.kind} batch: "
                     f"{type(error).__name__}: {error}. It calls module(inputs) with the first "
                     "element of the batch; pass forward= or batch_to_xy= if yours needs more"
                 ) from error
@@ -227,14 +241,15 @@ class Measurement:
 
         Args:
             source: One of :meth:`sources`.
-            references: Moments of the training set by layer, for every other split.
+            references: For every other split, moments of the training set by layer; a layer
+                without any is measured against its own. ``None`` for the training set itself.
             share: Expected share of the fit's time, for the progress bar.
             makers: Of what else is to see the features of the classifier.
         """
 
         def work() -> Reports:
             loader = source(self.batch_size, self.ranks)
-            return self._measure(loader, references or {}, share, makers)
+            return self._measure(loader, references, share, makers)
 
         return self._while_it_fits(work, lambda: source(None, ALONE))
 
@@ -262,21 +277,21 @@ class Measurement:
     def _measure(
         self,
         loader: Any,
-        references: Mapping[str, ClassMoments],
+        references: Mapping[str, ClassMoments] | None,
         share: float | None,
         makers: Sequence[Maker],
     ) -> Reports:
-        options = self.options
+        options, train = self.options, references is None
         with (
-            self._prepared(remember=not references),
+            self._prepared(remember=train),
             self._tap() as tap,
             measuring(self.trainer, length_of(loader), share) as advance,
         ):
             with self.ranks.together():
                 renew_weight(self.head)
                 head = Classifier(tap.weight, tap.bias)
-            studies = self._studies(head, references, makers)
-            seed = None if references else options.null_seed
+            studies = self._studies(head, references or {}, makers)
+            seed = options.null_seed if train else None
             reports = run(studies, self._pass(loader, tap, advance), self.ranks, seed)
         return dict(zip(("", *self.layers), reports, strict=True))
 
@@ -318,11 +333,33 @@ class Measurement:
                 inside.enter_context(self._precision.whole())
             yield
 
+    def see(self) -> dict[str, int]:
+        """Return the :meth:`fingerprint` of the weights that a measurement would see now."""
+        with self._prepared(remember=True):
+            return self.seen
+
     def fingerprint(self) -> dict[str, int]:
-        """Return sums over the bits of every parameter: the same on each rank and device."""
-        made = {k: p for k, p in self.module.named_parameters() if not nn.parameter.is_lazy(p)}
+        """Return sums over the bits of all that training changes: the same on each rank and device.
+
+        These are the parameters, and the running statistics of normalisation. Other buffers may
+        change when the network runs in eval mode.
+        """
+        named: dict[str, torch.Tensor] = dict(self.module.named_parameters())
+        norms = [(k, m) for k, m in self.module.named_modules() if isinstance(m, _Norm)]
+        named |= {f"{k}.{name}": b for k, m in norms for name, b in m.named_buffers(recurse=False)}
+        made = {k: p for k, p in named.items() if not nn.parameter.is_lazy(p)}
         bits = {k: p.detach().contiguous().view(-1).view(torch.uint8) for k, p in made.items()}
         return {k: int(each.sum()) for k, each in bits.items()}
+
+    @property
+    def about(self) -> dict[str, str | int]:
+        """What decides which features are seen: class means of others are no reference."""
+        reduce = self.options.reduce
+        return {
+            "classifier": self.name,
+            "reduce": getattr(reduce, "__name__", str(reduce)),
+            "ignore_index": self.options.settings.ignore_index,
+        }
 
     def _tap(self) -> FeatureTap:
         return FeatureTap(

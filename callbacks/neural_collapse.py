@@ -6,7 +6,6 @@ import math
 import os
 import re
 import warnings
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,8 @@ from ncmonitor.callbacks import mailbox
 from ncmonitor.callbacks._base import LENT, Base
 from ncmonitor.callbacks.averaging import Weights, check_weights
 from ncmonitor.callbacks.batches import BatchToXY, Forward
+from ncmonitor.callbacks.continuation import Continuation, Purpose
+from ncmonitor.callbacks.held_out import HeldOut, held_out_values
 from ncmonitor.callbacks.ledger import Ledger
 from ncmonitor.callbacks.logged import log_in_epoch, log_outside
 from ncmonitor.callbacks.measurement import Measurement
@@ -47,6 +48,7 @@ from ncmonitor.callbacks.schedule import (
 from ncmonitor.callbacks.session import Session, excused
 from ncmonitor.callbacks.sources import is_dry_run
 from ncmonitor.callbacks.strategies import check_strategy
+from ncmonitor.callbacks.train_means import TrainMeans
 from ncmonitor.callbacks.wandb_runs import WandbRuns
 from ncmonitor.companions import Maker
 from ncmonitor.conventions import IGNORE_INDEX
@@ -67,8 +69,11 @@ class NeuralCollapse(Base):
     callback, for a forward and a data set without state of their own. Logged through ``log_dict``
     as ``nc/<split>/<metric>`` and ``nc/tpt/<name>`` against ``nc/epoch``, the number of completed
     epochs (0: the untrained network); kept in :attr:`history`, in the run's ``history.csv`` and in
-    checkpoints. Works on one device and under DDP with any number of ranks, whose shares of the
-    data are measured together; sharded strategies are refused.
+    checkpoints. ``trainer.test`` and ``trainer.validate`` are measured too, against the class means
+    of the training set at the same weights: of the fit, of the checkpoint, or of ``dataloader=``;
+    without any, against their own, which a warning says. Works on one device and under DDP with
+    any number of ranks, whose shares of the data are measured together; sharded strategies are
+    refused.
 
     Args:
         classifier: The last linear layer by name, shell pattern or as a module, when it cannot be
@@ -192,8 +197,9 @@ class NeuralCollapse(Base):
         self.recipe: str | None = None
         self._wandb, self._wandb_ids = WandbRuns(), list[str]()
         self._owed: list[str] = []  # keys that other callbacks monitor and that have no value yet
-        self._continues = False  # whether a checkpoint has brought our state
-        self._trainer: Callable[[], object] = weakref.ref(self)  # the last one; not yet any
+        self._fits = Continuation()
+        self._means = TrainMeans()  # of this run's measurements
+        self._loaded = TrainMeans()  # of a checkpoint whose weights are tested
 
     # -- what a user may override or read ----------------------------------------------------------
 
@@ -217,11 +223,19 @@ class NeuralCollapse(Base):
 
     @property
     def history(self) -> pd.DataFrame:
-        """Everything measured so far: one row per epoch and split, columns as in the catalogue."""
+        """Everything measured so far: one row per epoch and split, columns as in the catalogue.
+
+        What was tested or validated at weights that this run has not measured, or against other
+        class means than the training set's, comes last: its epoch is −1 where nobody knows it.
+        """
         folder = None if self._ledger.rows else self.run_dir
         if folder is not None and self._session is None and (folder / "history.csv").is_file():
-            return read_history(folder)  # of processes that trained for this one
-        return history_frame(self._ledger.rows)
+            trained = read_history(folder)  # of processes that trained for this one
+            if not self._ledger.others:
+                return trained
+            rows = [{str(k): x for k, x in row.items()} for row in trained.to_dict("records")]
+            return history_frame([*rows, *self._ledger.others])
+        return history_frame([*self._ledger.rows, *self._ledger.others])
 
     @property
     def run_dir(self) -> Path | None:
@@ -249,9 +263,11 @@ class NeuralCollapse(Base):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse at once what could only fail later."""
+        self._fits.enter(trainer, stage)
+        self._loaded = TrainMeans()
         if stage != "fit":
             return
-        self._session, self._continues = None, False
+        self._session = None
         check_strategy(trainer)
         self._check_folder(trainer)
         check_precision(trainer, self._options.precision)
@@ -271,15 +287,24 @@ class NeuralCollapse(Base):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the classifier, open the files and measure the untrained network."""
         epoch = trainer.current_epoch
-        again = self._trainer() is trainer and trainer.global_step > 0  # a second fit goes on
-        self._ledger.begin(epoch, resumed=self._continues or again)
-        self._trainer = weakref.ref(trainer)
+        goes_on = self._fits.goes_on(trainer, pl_module)
+        self._ledger.begin(epoch, resumed=goes_on)
+        if not goes_on:
+            self._means.clear()
+        if self._fits.lost(trainer):
+            warnings.warn(
+                "the checkpoint's weights are loaded, but the trainer starts at epoch 0 (as after "
+                "a LearningRateFinder or BatchSizeFinder), and so does the history: run the finder "
+                "apart, Tuner(trainer).lr_find(model), to go on where the checkpoint is",
+                stacklevel=2,
+            )
+        self._fits.begin(trainer, pl_module)
         measurement = Measurement(trainer, pl_module, self._options)
         measurement.probe()
         if "val" in self._options.splits and not trainer.enable_validation:
             warnings.warn("no validation data: only the training set is measured", stacklevel=2)
         self._session = self._opened(trainer, measurement)
-        before = self._wandb_ids if again or self._continues else []
+        before = self._wandb_ids if goes_on else []
         for line in self._wandb.resume(before, self._ledger.rows):
             print(f"NeuralCollapse: {line}")
         self._wandb_ids = self._wandb.ids or before
@@ -346,6 +371,7 @@ class NeuralCollapse(Base):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Take the hooks off a module whose training step has failed; what there is goes to W&B."""
+        self._fits.leave(trainer)
         self._wandb.finish(self._ledger.rows)
         if self._session is not None and self._session.online is not None:
             self._session.online.stop()
@@ -360,7 +386,8 @@ class NeuralCollapse(Base):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let go of the trainer and its module: a callback may outlive them."""
-        if self._session is not None:
+        self._fits.leave(trainer)
+        if self._session is not None and self._session.measurement.trainer is trainer:
             self._session.release()
         self._wandb = WandbRuns()
         for name in LENT:
@@ -369,37 +396,39 @@ class NeuralCollapse(Base):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a fit under way: it is not for another process."""
         kept = {name: value for name, value in vars(self).items() if name not in LENT}
-        return kept | {"_session": None, "_trainer": None, "_wandb": WandbRuns()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Start without a fit."""
-        vars(self).update(state)
-        self._trainer = weakref.ref(self)
+        return kept | {"_session": None, "_wandb": WandbRuns()}
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure the test set against the last train means, as ``nc/test/...``."""
-        session = self._session
-        if session is None or not session.trained:
-            return
-        rows = session.measure_test(trainer, pl_module)
-        if rows is None:
-            warnings.warn(
-                "the test set is not measured: the weights are not those of the last measurement "
-                "of the training set, whose class means it needs",
-                stacklevel=2,
-            )
-            return
-        log_in_epoch(pl_module, log_values(rows, self.prefix))
+        """Measure the test set, as ``nc/test/...``."""
+        self._measure_held_out(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure what ``trainer.validate`` validates; a fit's own validation is none of ours."""
+        if trainer.state.fn == "validate" and "val" in self._options.splits:
+            self._measure_held_out(trainer, pl_module)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note how far the weights have been trained, for the rows of a test."""
+        self._fits.note(checkpoint, self.state_key)
 
     def state_dict(self) -> dict[str, Any]:
         """Return history and clocks as plain values, which load with ``weights_only=True``."""
         settings = self._options.settings
         how = {"convention": settings.convention.name, "ridge": settings.ridge}
-        return self._ledger.state_dict() | {"how": how, "wandb": list(self._wandb_ids)}
+        rest = {"how": how, "wandb": list(self._wandb_ids), "means": self._means.state_dict()}
+        return self._fits.marked(self._ledger.state_dict() | rest)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue history and clocks where a checkpoint left them."""
-        self._continues = True
+        """Continue history and clocks where a checkpoint left them, if a fit continues from it."""
+        purpose = self._fits.purpose(state_dict)
+        if purpose is Purpose.UNDO:
+            return  # nothing of ours has changed since
+        if purpose is Purpose.LOOK:
+            self._loaded.load_state_dict(state_dict.get("means"))
+            return
+        self._means.load_state_dict(state_dict.get("means"))
         self._ledger.load_state_dict(state_dict)
         self._wandb_ids = list(state_dict.get("wandb", ()))
         before = state_dict.get("how", {}).get("convention")
@@ -439,7 +468,7 @@ class NeuralCollapse(Base):
             log.start(self._ledger.rows, how, trainer.max_epochs or -1, self._ledger.metrics)
         if log.active:
             mailbox.leave(self._address, self._run_dir, trainer)
-        return Session(measurement, self._ledger, log, self.makers)
+        return Session(measurement, self._ledger, log, self.makers, self._means)
 
     def _is_scheduled(self, epoch: int, trainer: pl.Trainer) -> bool:
         """Ask the user's policy, which need not be the same on every rank."""
@@ -456,6 +485,22 @@ class NeuralCollapse(Base):
         values = log_values(self._session.measure(epoch, say), self.prefix)
         log_outside(trainer, values, epoch)
         self._tell(trainer, module, epoch)
+
+    def _measure_held_out(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        held_out = HeldOut(
+            trainer,
+            module,
+            self._options,
+            self._ledger,
+            run=self._means,
+            loaded=self._loaded,
+            session=self._session,
+            at=self._fits.at,
+        )
+        rows = held_out.measure()
+        if rows and not trainer.barebones:
+            values = log_values(rows, self.prefix)
+            log_in_epoch(module, held_out_values(values, self.prefix))
 
     def _tell(self, trainer: pl.Trainer, module: pl.LightningModule, epoch: int) -> None:
         with excused("the onset is missing from W&B"):

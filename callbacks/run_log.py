@@ -130,6 +130,11 @@ class RunLog:
         if self.active:
             self._table.append(rows)
 
+    def rewrite(self) -> None:
+        """Write the whole table anew: a row has changed that is not the last."""
+        if self.active:
+            self._table.rewrite()
+
     def finish(self, monitor_seconds: float) -> None:
         """Record the end of the fit and how long it and the measuring took."""
         if not self.active:
@@ -189,6 +194,11 @@ class TableLog:
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+    def rewrite(self) -> None:
+        """Write the whole table anew, with the same care as :meth:`append`."""
+        self._behind = True
+        self.append(())
 
     def catch_up(self) -> None:
         """Write what could not be written before."""

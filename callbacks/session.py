@@ -8,8 +8,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
-import pytorch_lightning as pl
-
 from ncmonitor._checks import InputError, MeasurementError, said_once
 from ncmonitor.callbacks.batches import default_batch_to_xy
 from ncmonitor.callbacks.console import console_lines
@@ -19,7 +17,8 @@ from ncmonitor.callbacks.online import Online, check_online
 from ncmonitor.callbacks.options import Options
 from ncmonitor.callbacks.rows import Row, layer_split
 from ncmonitor.callbacks.run_log import RunLog
-from ncmonitor.callbacks.sources import Source, is_dry_run, test_sources
+from ncmonitor.callbacks.sources import Source, is_dry_run
+from ncmonitor.callbacks.train_means import TrainMeans, weights_key
 from ncmonitor.companions import Maker
 from ncmonitor.floors import class_facts
 from ncmonitor.history import NULL_SPLIT, ONLINE_SPLIT
@@ -39,19 +38,24 @@ class Session:
         ledger: Keeps the rows.
         log: Writes them.
         makers: Of what else is to see the features of the training set.
+        means: Keeps the class means of the training set.
 
     Attributes:
         trained: The last reports of the training set, by layer; empty if they failed.
     """
 
     def __init__(
-        self, measurement: Measurement, ledger: Ledger, log: RunLog, makers: Sequence[Maker] = ()
+        self,
+        measurement: Measurement,
+        ledger: Ledger,
+        log: RunLog,
+        makers: Sequence[Maker],
+        means: TrainMeans,
     ) -> None:
         self.measurement, self.ledger, self.log = measurement, ledger, log
-        self._makers = makers
+        self._makers, self._means = makers, means
         self.trained: Reports = {}
         self.online: Online | None = None
-        self._weights: dict[str, int] = {}
         self._failures: dict[tuple[str, str], list[int]] = {}
         self._said: set[str] = set()
         self._noted = False
@@ -90,21 +94,6 @@ class Session:
             self._excuse(ONLINE_SPLIT, epoch, error)
             return self._keep([self._row(epoch, ONLINE_SPLIT, None)])
         return self._keep([self._row(epoch, ONLINE_SPLIT, report)])
-
-    def measure_test(self, trainer: pl.Trainer, module: pl.LightningModule) -> list[Row] | None:
-        """Measure the test set against the last train means; ``None`` at other weights."""
-        self.measurement.move(trainer, module)
-        if not self._knows_weights():
-            return None
-        last = next(row for row in reversed(self.ledger.rows) if row["split"] == "train")
-        rows: list[Row] = []
-        for split, source in test_sources(trainer, self.options).items():
-            rows += self._rows(split, source, int(last["epoch"]))
-        return self._keep([row | {"step": last["step"]} for row in rows])  # another trainer has 0
-
-    def _knows_weights(self) -> bool:
-        """Whether the module has the weights that the training set was last measured with."""
-        return self.measurement.fingerprint() == self._weights
 
     def listen(self) -> None:
         """Listen to the training steps from now on.
@@ -168,12 +157,19 @@ class Session:
         reports = self._reports(split, source, epoch)
         # Also if it failed: nothing is measured against means of older weights.
         if split == "train":
-            self.trained, self._weights = reports, self.measurement.seen
+            self.trained = reports
+            self._keep_means(epoch)
             self._note_classes()
         seconds = time.perf_counter() - started
         own = self._row(epoch, split, reports.get(""), seconds)
         layers = self.measurement.layers
         return [own, *(self._row(epoch, layer_split(split, n), reports.get(n)) for n in layers)]
+
+    def _keep_means(self, epoch: int) -> None:
+        measurement = self.measurement
+        weights, step = weights_key(measurement.seen), measurement.trainer.global_step
+        saves = bool(measurement.trainer.checkpoint_callbacks)
+        self._means.keep(weights, epoch, step, measurement.about, self.trained, earlier=saves)
 
     def _note_classes(self) -> None:
         """Record the class sizes and what they leave of collapse, once they are known."""
@@ -197,7 +193,7 @@ class Session:
         train = split == "train"
         if source is None or not (train or self.trained):
             return {}  # it, or its reference, failed, which has been said
-        references = {} if train else {k: report.moments for k, report in self.trained.items()}
+        references = None if train else {k: report.moments for k, report in self.trained.items()}
         try:
             with said_once(self._said):
                 share, makers = self.ledger.overhead.share, self._makers if train else ()

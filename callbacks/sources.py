@@ -27,13 +27,9 @@ def fit_sources(trainer: pl.Trainer, options: Options) -> dict[str, Source]:
     Raises:
         InputError: If it is not clear which loader to read, or one may have no end.
     """
-    given = options.dataloader
-    key = given if isinstance(given, (str, int)) else None
-    ours = given is None or key is not None
-    chosen = trainer.train_dataloader if ours else given() if callable(given) else given
-    if not ours:
-        _check_loader(chosen)
-    chosen = loaders.choose(chosen, key)
+    ours = not gives_loader(options)
+    key = options.dataloader if ours else None
+    chosen = loaders.choose(trainer.train_dataloader, key) if ours else _given(options)
     batches = trainer.num_training_batches if ours else math.inf
     if batches == math.inf and trainer.max_epochs == -1 and length_of(chosen) is None:
         raise InputError(
@@ -45,14 +41,39 @@ def fit_sources(trainer: pl.Trainer, options: Options) -> dict[str, Source]:
     some = (options.samples, options.samples_seed)
     found = {"train": _source(chosen, batches, ours and limited, some)}
     if "val" in options.splits:
-        found |= _numbered("val", trainer.val_dataloaders, trainer.num_val_batches, limited, some)
+        # ``trainer.val_dataloaders`` may be those of an earlier ``trainer.validate``.
+        val = _loaders_of(trainer.fit_loop.epoch_loop.val_loop)
+        found |= _numbered("val", val, trainer.num_val_batches, limited, some)
     return found
 
 
-def test_sources(trainer: pl.Trainer, options: Options) -> dict[str, Source]:
-    """Return the same of the trainer's test loaders."""
+def held_out_sources(trainer: pl.Trainer, options: Options) -> dict[str, Source]:
+    """Return the same of what the trainer tests or validates, outside of a fit."""
     limited, some = is_dry_run(trainer), (options.samples, options.samples_seed)
+    if trainer.state.fn == "validate":
+        found, counts = _loaders_of(trainer.validate_loop), trainer.num_val_batches
+        return _numbered("val", found, counts, limited, some)
     return _numbered("test", trainer.test_dataloaders, trainer.num_test_batches, limited, some)
+
+
+def given_source(options: Options) -> Source:
+    """Return what makes clean loaders of ``dataloader=``; see :func:`gives_loader`.
+
+    Raises:
+        InputError: If it is no loader.
+    """
+    return _source(_given(options), math.inf, False, (options.samples, options.samples_seed))
+
+
+def gives_loader(options: Options) -> bool:
+    """Tell whether ``dataloader=`` is a loader, or makes one: a key only chooses the trainer's."""
+    return options.dataloader is not None and not isinstance(options.dataloader, (str, int))
+
+
+def kind_of(trainer: pl.Trainer) -> str:
+    """Return what the trainer's data are called in messages: training, validation or test."""
+    names = {"test": "test", "validate": "validation"}
+    return next((kind for fn, kind in names.items() if trainer.state.fn == fn), "training")
 
 
 def is_dry_run(trainer: pl.Trainer) -> bool:
@@ -100,7 +121,13 @@ def _source(loader: Any, batches: float, limited: bool, some: tuple[int | None, 
     return make
 
 
-def _check_loader(given: Any) -> None:
+def _loaders_of(loop: Any) -> Any:
+    combined = loop._combined_loader
+    return None if combined is None else combined.iterables
+
+
+def _given(options: Options) -> Any:
+    given = options.dataloader() if callable(options.dataloader) else options.dataloader
     if isinstance(given, (Dataset, pl.LightningDataModule)) or not hasattr(given, "__iter__"):
         kind = "None" if given is None else f"a {type(given).__name__}"
         raise InputError(
@@ -108,3 +135,4 @@ def _check_loader(given: Any) -> None:
             f"one of several training loaders, but gave {kind}: wrap a data set in "
             "torch.utils.data.DataLoader"
         )
+    return loaders.choose(given)

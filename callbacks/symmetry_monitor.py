@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,6 +16,8 @@ from ncmonitor._reduce import Reduce
 from ncmonitor.callbacks._base import LENT, Base
 from ncmonitor.callbacks.averaging import Weights, check_weights
 from ncmonitor.callbacks.batches import BatchToXY, Forward
+from ncmonitor.callbacks.continuation import Continuation, Purpose
+from ncmonitor.callbacks.held_out import held_out_values
 from ncmonitor.callbacks.logged import log_in_epoch, log_outside
 from ncmonitor.callbacks.neural_collapse import NeuralCollapse
 from ncmonitor.callbacks.opening import grows_later
@@ -32,11 +33,12 @@ from ncmonitor.callbacks.schedule import (
     warn_unreachable,
 )
 from ncmonitor.callbacks.session import excused
-from ncmonitor.callbacks.sources import is_dry_run
+from ncmonitor.callbacks.sources import is_dry_run, kind_of
 from ncmonitor.callbacks.strategies import check_strategy
 from ncmonitor.callbacks.symmetry_measurement import SymmetryMeasurement
 from ncmonitor.callbacks.symmetry_monitors import SymmetryMonitors
 from ncmonitor.callbacks.symmetry_session import SymmetrySession, lines
+from ncmonitor.callbacks.train_means import weights_key
 from ncmonitor.callbacks.wandb_axes import define_axes, record_measurement
 from ncmonitor.symmetry.answers import Answers
 from ncmonitor.symmetry.builders import Flows, Groups, flows_of, groups_of
@@ -62,7 +64,8 @@ class SymmetryMonitor(Base):
     twice for each flow. Training is bit-identical to training without the callback. Logged as
     ``nc/<split>/symmetry/<group>/<metric>``, with the element's name at the end for one element,
     and ``nc/parameters/<metric>``, against ``nc/epoch``; kept in :attr:`history`, in
-    ``symmetry.csv`` in the run's folder and in checkpoints. Works on one device and under DDP.
+    ``symmetry.csv`` in the run's folder and in checkpoints. ``trainer.test`` and
+    ``trainer.validate`` are measured too, at whatever weights. Works on one device and under DDP.
 
     Groups act on the inputs that the network gets, on their device: after the transforms of the
     data set, normalisation included, so that a border filled with 0 has the colour that 0 stands
@@ -156,12 +159,12 @@ class SymmetryMonitor(Base):
         self._given_dir = None if run_dir is None else Path(run_dir)
         self.run_dir = self._given_dir
         self._rows: list[dict[str, float | int | str]] = []
+        self._others: list[dict[str, float | int | str]] = []  # of weights not of this run
         self._loaded: list[dict[str, float | int | str]] = []
         self._session: SymmetrySession | None = None
         self._monitors = SymmetryMonitors(prefix)
         self._watched: Mapping[str, Any] | None = None  # what a checkpoint knows of the parameters
-        self._continues = False
-        self._trainer: Callable[[], object] = weakref.ref(self)  # the last one; not yet any
+        self._fits = Continuation()
 
     # -- what a user may override or read ----------------------------------------------------------
 
@@ -175,7 +178,7 @@ class SymmetryMonitor(Base):
     @property
     def history(self) -> pd.DataFrame:
         """Everything measured so far, as :func:`~ncmonitor.symmetry.read_symmetry` returns it."""
-        return symmetry_frame(self._rows)
+        return symmetry_frame([*self._rows, *self._others])
 
     @property
     def overhead(self) -> Overhead:
@@ -192,11 +195,12 @@ class SymmetryMonitor(Base):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse at once what could only fail later."""
+        self._fits.enter(trainer, stage)
+        self._options = self._options_with(_companion(trainer, self.prefix))
         if stage != "fit":
             return
-        self._session, self._continues = None, False
+        self._session = None
         check_strategy(trainer)
-        self._options = self._options_with(_companion(trainer, self.prefix))
         self._check_folder(trainer)
         check_precision(trainer, self._options.precision)
         scheduled_epochs(self.schedule, trainer.max_epochs, endless=True)
@@ -212,10 +216,12 @@ class SymmetryMonitor(Base):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Try the groups, open the file and measure the untrained network."""
         epoch = trainer.current_epoch
-        again = self._trainer() is trainer and trainer.global_step > 0  # a second fit goes on
-        kept = self._loaded if self._continues else self._rows if again else []
+        goes_on = self._fits.goes_on(trainer, pl_module)
+        kept = (self._loaded if self._fits.resumed else self._rows) if goes_on else []
         self._rows = [row for row in kept if int(row["epoch"]) <= epoch]
-        self._trainer = weakref.ref(trainer)
+        if not goes_on:
+            self._others = []
+        self._fits.begin(trainer, pl_module)
         measurement = SymmetryMeasurement(
             trainer, pl_module, self._options, groups=self.groups, flows=self.flows
         )
@@ -260,21 +266,29 @@ class SymmetryMonitor(Base):
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the test set, as ``nc/test/symmetry/...``."""
-        if self._session is None or not self._rows:
-            return
-        rows = self._session.measure_test(trainer, pl_module)
-        if rows is None:
-            warnings.warn(
-                "the symmetry of the test set is not measured: the weights are not those of the "
-                "last measured epoch, to which its numbers would be added",
-                stacklevel=2,
-            )
-        elif not trainer.barebones:
-            log_in_epoch(pl_module, log_values(rows, self.prefix))
+        self._measure_held_out(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure what ``trainer.validate`` validates; a fit's own validation is none of ours."""
+        if trainer.state.fn == "validate" and "val" in self.splits:
+            self._measure_held_out(trainer, pl_module)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note how far the weights have been trained, for the rows of a test."""
+        self._fits.note(checkpoint, self.state_key)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Note that the run is over."""
+        self._fits.leave(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let go of the trainer and its module: a callback may outlive them."""
-        if self._session is not None:
+        self._fits.leave(trainer)
+        if self._session is not None and self._session.measurement.trainer is trainer:
             self._session.measurement.release()
         for name in LENT:
             vars(self).pop(name, None)
@@ -283,24 +297,20 @@ class SymmetryMonitor(Base):
         """Return the history and the parameters' law as values that load with ``weights_only``."""
         watch = None if self._session is None else self._session.watch
         watched = self._watched if watch is None else watch.state_dict()
-        return {"rows": [dict(row) for row in self._rows], "parameters": watched}
+        rows = [dict(row) for row in self._rows]
+        return self._fits.marked({"rows": rows, "parameters": watched})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where a checkpoint left."""
-        # Taken up when a fit starts: a checkpoint that is only tested leaves the history alone.
-        self._continues = True
+        """Continue where a checkpoint left, if a fit continues from it."""
+        if self._fits.purpose(state_dict) is not Purpose.RESUME:
+            return
         self._loaded = [dict(row) for row in state_dict["rows"]]
         self._watched = state_dict["parameters"]
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a fit under way: it is not for another process."""
         kept = {name: value for name, value in vars(self).items() if name not in LENT}
-        return kept | {"_session": None, "_trainer": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Start without a fit."""
-        vars(self).update(state)
-        self._trainer = weakref.ref(self)
+        return kept | {"_session": None}
 
     # -- the work ----------------------------------------------------------------------------------
 
@@ -334,7 +344,8 @@ class SymmetryMonitor(Base):
         watch = None
         if self.parameters:
             watch = ParameterWatch(measurement.parameter, measurement.module)
-            if self._continues and self._watched is not None:
+            resumed = self._fits.resumed and not self._fits.lost(trainer)
+            if resumed and self._watched is not None:
                 watch.load_state_dict(self._watched)
             watch.begin(trainer)
         folder = self.run_dir if trainer.is_global_zero and not dry else None
@@ -356,6 +367,40 @@ class SymmetryMonitor(Base):
         self._monitors.remember(values)
         log_outside(trainer, values, epoch)
         self._say(print if trainer.is_global_zero else None, rows)
+
+    def _measure_held_out(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Measure what is tested or validated; a warning says why that cannot be."""
+        try:
+            rows = self._held_out_rows(trainer, module)
+        except Exception as error:
+            if self._options.on_error == "raise":
+                raise
+            if trainer.is_global_zero:
+                warnings.warn(
+                    f"the symmetry of the {kind_of(trainer)} set is not measured: "
+                    f"{type(error).__name__}: {error}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            return
+        if rows and not trainer.barebones:
+            log_in_epoch(module, held_out_values(log_values(rows, self.prefix), self.prefix))
+
+    def _held_out_rows(
+        self, trainer: pl.Trainer, module: pl.LightningModule
+    ) -> list[dict[str, float | int | str]]:
+        check_strategy(trainer)
+        check_precision(trainer, self._options.precision)
+        measurement = SymmetryMeasurement(
+            trainer, module, self._options, groups=self.groups, flows=self.flows
+        )
+        weights, session = weights_key(measurement.see()), self._session
+        if session is not None and weights in session.known:
+            session.measurement.move(trainer, module)
+            return session.measure_held_out(*session.known[weights])
+        measurement.probe()
+        session = SymmetrySession(measurement, self.splits, self._others, None, None)
+        return session.measure_held_out(*self._fits.at)
 
     def _tell(self, trainer: pl.Trainer, session: SymmetrySession) -> None:
         """Check who monitors what, and set up the charts."""

@@ -9,16 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import pytorch_lightning as pl
-
 from ncmonitor import __version__
 from ncmonitor._checks import InputError, MeasurementError, said_once
 from ncmonitor.callbacks.parameter_watch import ParameterWatch
 from ncmonitor.callbacks.progress import Overhead
 from ncmonitor.callbacks.run_log import TableLog, writable
 from ncmonitor.callbacks.session import excused
-from ncmonitor.callbacks.sources import Source, test_sources
+from ncmonitor.callbacks.sources import Source
 from ncmonitor.callbacks.symmetry_measurement import Found, SymmetryMeasurement
+from ncmonitor.callbacks.train_means import weights_key
 from ncmonitor.history import Row, keep_previous
 from ncmonitor.provenance import write_run
 from ncmonitor.symmetry.answers import ONE_CLASS
@@ -43,6 +42,9 @@ class SymmetrySession:
         rows: Kept; grows.
         watch: Of the parameters; ``None``: they are not watched.
         folder: Of the run; ``None``: nothing is written.
+
+    Attributes:
+        known: Epoch and step at which weights were measured, by their name.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class SymmetrySession:
         self._said: set[str] = set()
         self._failures: set[tuple[str, str]] = set()
         self._reasons: dict[str, str] = {}
-        self._weights: dict[str, int] = {}
+        self.known: dict[str, tuple[int, int]] = {}
         self._started = time.perf_counter()
         self._seconds = 0.0
         with measurement.ranks.together():  # only rank zero finds out that it cannot write
@@ -84,7 +86,8 @@ class SymmetrySession:
         if self.watch is not None and raw:
             rows += self._own(epoch, "train", [("", PARAMETERS, self.watch.read())])
             self._note("w_mean_law_ratio", self.watch.reason)
-        self._weights = self.measurement.fingerprint()
+        step = self.measurement.trainer.global_step
+        self.known[weights_key(self.measurement.see())] = (epoch, step)
         return self._keep(rows)
 
     def to_come(self) -> list[dict[str, _Cell]]:
@@ -102,28 +105,40 @@ class SymmetrySession:
     def _asked(self, split: str) -> bool:
         return split.rstrip("0123456789") in self.splits  # val0, val1 of several loaders
 
-    def measure_test(
-        self, trainer: pl.Trainer, module: pl.LightningModule
-    ) -> list[dict[str, _Cell]] | None:
-        """Measure the test set as of the last measured epoch; ``None`` at other weights."""
-        self.measurement.move(trainer, module)
-        if self.measurement.fingerprint() != self._weights:
-            return None
-        last = self.rows[-1]
-        rows: list[dict[str, _Cell]] = []
-        for split, source in test_sources(trainer, self.measurement.options).items():
-            rows += self._rows(split, source, int(last["epoch"]))
-        self._forget(int(last["epoch"]), {row["split"] for row in rows})
-        return self._keep([row | {"step": last["step"]} for row in rows])  # another trainer has 0
+    def measure_held_out(self, epoch: int, step: int) -> list[dict[str, _Cell]]:
+        """Measure what the trainer tests or validates and return the rows.
 
-    def _forget(self, epoch: int, splits: set[_Cell]) -> None:
-        """Drop what was measured of these splits at this epoch before."""
+        They replace those of an earlier test. What a fit has measured of its own validation set
+        stays as it is.
+
+        Args:
+            epoch: Completed epochs of the weights.
+            step: Optimizer steps; those of the trainer that tests are others.
+        """
+        ranks = self.measurement.ranks
+        with ranks.together():
+            sources = self.measurement.sources()
+        rows: list[dict[str, _Cell]] = []
+        for split, source in sources.items():
+            rows += self._rows(split, source, epoch)
+        agreed: list[dict[str, _Cell]] = ranks.gather([row | {"step": step} for row in rows])[0]
+        fitted = bool(self.known) and self.measurement.trainer.state.fn == "validate"
+        there = {row["split"] for row in self.rows if row["epoch"] == epoch}
+        self._insert(epoch, [r for r in agreed if not (fitted and r["split"] in there)])
+        return agreed
+
+    def _insert(self, epoch: int, rows: list[dict[str, _Cell]]) -> None:
+        """Put rows in their place, instead of earlier ones of the same splits."""
+        splits, before = {row["split"] for row in rows}, len(self.rows)
         kept = [r for r in self.rows if not (r["epoch"] == epoch and r["split"] in splits)]
-        if len(kept) < len(self.rows):
-            self.rows[:] = kept
-            if self._log is not None:
-                with excused("symmetry.csv is not written anew"):
-                    self._log.start(self.rows, COLUMNS)
+        place = sum(int(row["epoch"]) <= epoch for row in kept)  # in the order of epochs
+        self.rows[:] = [*kept[:place], *rows, *kept[place:]]
+        if self._log is None:
+            return
+        if place == before:
+            self._log.append(rows)
+        else:
+            self._log.rewrite()
 
     def finish(self) -> None:
         """Write what could not be written before."""
@@ -225,8 +240,10 @@ class SymmetrySession:
         if (split, words) in self._failures or not self.measurement.trainer.is_global_zero:
             return
         self._failures.add((split, words))
+        fitting = self.measurement.trainer.state.fn == "fit"
+        when = f" after epoch {epoch} is nan, training goes on" if fitting else " is nan"
         warnings.warn(
-            f"the symmetry of {split} after epoch {epoch} is nan, training goes on: {words}",
+            f"the symmetry of {split}{when}: {words}",
             RuntimeWarning,
             stacklevel=2,
         )

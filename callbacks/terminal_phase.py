@@ -96,6 +96,7 @@ class TerminalPhase(Listener):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find the monitor and listen to it, wherever in the list of callbacks it is."""
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         self._unsubscribe()
@@ -106,15 +107,19 @@ class TerminalPhase(Listener):
                 f"plateau={plateau!r} is not measured by default: ask for it with "
                 f"NeuralCollapse(metrics=[{plateau!r}])"
             )
-        self.reason = self.stopped_epoch = None
-        if trainer.global_step == 0:  # a run that goes on keeps it; a checkpoint is loaded later
-            self.onset_checkpoint = None
         self._listen(monitor)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget how the last fit ended; a fit that goes on keeps its onset."""
+        super().on_fit_start(trainer, pl_module)
+        self.reason = self.stopped_epoch = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Do not train on from a checkpoint at which a rule holds already."""
-        # At step 0 the monitor may still hold the history of an earlier fit.
-        if trainer.global_step > 0:
+        # Else the monitor may still hold the history of an earlier fit.
+        goes_on = trainer.global_step > 0 and self._fits.goes_on(trainer, pl_module)
+        super().on_train_start(trainer, pl_module)
+        if goes_on:
             self._stop_if_due(trainer, pl_module, trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -124,12 +129,16 @@ class TerminalPhase(Listener):
     def state_dict(self) -> dict[str, Any]:
         """Return where the onset was saved; all else follows from the monitor's history."""
         path = self.onset_checkpoint
-        return {"onset_checkpoint": None if path is None else str(path)}
+        return self._fits.marked({"onset_checkpoint": None if path is None else str(path)})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue: an onset that was saved is not saved again."""
-        path = state_dict["onset_checkpoint"]
-        self.onset_checkpoint = None if path is None else Path(path)
+        """Continue, if a fit does: an onset that was saved is not saved again."""
+        if self._resumes(state_dict):
+            path = state_dict["onset_checkpoint"]
+            self.onset_checkpoint = None if path is None else Path(path)
+
+    def _start_anew(self) -> None:
+        self.onset_checkpoint = None
 
     # -- the work ----------------------------------------------------------------------------------
 

@@ -9,6 +9,8 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
+from ncmonitor.callbacks.continuation import Continuation, Purpose
+
 
 class Randomness(pl.Callback):
     """Keeps the state of the random generators in checkpoints, and takes it up on resuming.
@@ -19,6 +21,18 @@ class Randomness(pl.Callback):
 
     def __init__(self) -> None:
         self._kept: dict[str, Any] | None = None
+        self._fits = Continuation()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._fits.enter(trainer, stage)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self._fits.leave(trainer)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._fits.leave(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         drawn = np.random.get_state(legacy=False)  # noqa: NPY002 - what others draw from
@@ -30,10 +44,12 @@ class Randomness(pl.Callback):
         }
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             state["cuda"] = torch.cuda.get_rng_state()
-        return state
+        return self._fits.marked(state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._kept = state_dict
+        # Not what is tested, nor what a finder of learning rates puts back: it draws apart.
+        if self._fits.purpose(state_dict) is Purpose.RESUME:
+            self._kept = state_dict
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         kept, self._kept = self._kept, None

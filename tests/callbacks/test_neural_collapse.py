@@ -497,13 +497,14 @@ def test_one_callback_in_two_trainers_writes_two_folders() -> None:
     assert len(list(Path().rglob("history.csv"))) == 2
 
 
-def test_a_test_at_other_weights_is_said_and_not_measured() -> None:
+def test_a_test_at_other_weights_is_said_and_no_part_of_the_run() -> None:
     monitor = NeuralCollapse(run_dir="run", verbose=False)
     fit = trainer(monitor, max_epochs=1)
     fit.fit(Toy(), train_loader(), val_loader())
-    with pytest.warns(UserWarning, match="not those of the last measurement"):
+    with pytest.warns(RuntimeWarning, match="measured against its own class means"):
         fit.test(Toy(), val_loader(), verbose=False)
-    assert "test" not in monitor.history["split"].unique()
+    assert "test" in monitor.history["split"].unique()
+    assert "test" not in read_history("run")["split"].unique()
 
 
 @pytest.mark.parametrize("callback", [EarlyStopping, ModelCheckpoint])

@@ -445,15 +445,18 @@ def test_it_works_in_both_distributions() -> None:
     assert last(monitor).loc["train", "sign", ""]["inv_error"] > 0
 
 
-def test_a_test_at_other_weights_is_said_and_leaves_the_history_alone(tmp_path: Path) -> None:
+def test_a_test_of_an_earlier_checkpoint_is_added_at_its_epoch(tmp_path: Path) -> None:
     monitor = watch(run_dir=tmp_path / "run")
     keep = ModelCheckpoint(tmp_path / "keep", every_n_epochs=1, save_top_k=-1, filename="{epoch}")
     fit, module = fitted(monitor, keep, max_epochs=3, enable_checkpointing=True)
     before = monitor.history
     first = tmp_path / "keep" / "epoch=0.ckpt"
-    with pytest.warns(UserWarning, match="symmetry of the test set is not measured"):
-        fit.test(module, val_loader(), ckpt_path=first, verbose=False)
-    pd.testing.assert_frame_equal(monitor.history, before)
+    fit.test(module, val_loader(), ckpt_path=first, verbose=False)
+    rows = monitor.history
+    assert set(rows.query("split == 'test'")["epoch"]) == {1}
+    rest = rows.query("split != 'test'").reset_index(drop=True)
+    pd.testing.assert_frame_equal(rest, before)
+    pd.testing.assert_frame_equal(read_symmetry(tmp_path / "run"), rows)
 
 
 def test_a_test_measured_twice_is_there_once(tmp_path: Path) -> None:
