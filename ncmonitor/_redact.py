@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
@@ -21,9 +22,10 @@ from ncmonitor._secret_names import Secrecy, secrecy_of
 #: Stands where a secret was. Plain text in YAML and JSON; a shell needs quotes around it.
 MARK: Final = "<redacted>"
 
-_SHELL_WORD: Final = re.compile(r"(?:\"[^\"]*\"|'[^']*'|[^\s\"'])+")
+_SHELL_WORD: Final = re.compile(r"\S+")
 _PLAIN_WORD: Final = re.compile(
-    r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|[\"']?(?:(?:bearer|basic|token)\s+)?[^\s,;&}\"']+", re.I
+    r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|\[[^\]]*\]|\{[^{}]*\}|(?![{\[])[\"']?(?:(?:bearer|basic|token)\s+)?[^\s,;&}\"']+",
+    re.I,
 )
 _REST: Final = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|[^,}\]\n\"']+")
 _OPTION: Final = re.compile(r"--?([A-Za-z][\w.\-/\[\]]*)\+?(?:=(.*))?", re.S)
@@ -156,7 +158,10 @@ def _of_dataclass(value: Any, name: str) -> Any:
     found = {key: redacted(inner, f"{name}.{key}".lstrip(".")) for key, inner in fields.items()}
     changed = {key: inner for key, inner in found.items() if inner is not fields[key]}
     changed = {key: inner for key, inner in changed.items() if not _equal(inner, fields[key])}
-    return dataclasses.replace(value, **changed) if changed else value
+    try:
+        return dataclasses.replace(value, **changed) if changed else value
+    except Exception:  # it takes no such text there
+        return MARK
 
 
 def _hidden(value: Any, secrecy: Secrecy) -> Any:
@@ -182,7 +187,7 @@ def _remember(secret: str, *, sure: bool) -> None:
 
 
 def redacted_words(words: Sequence[str]) -> list[str]:
-    """Return the words of a command without secrets: ``--key value``, ``--key=value``, ``key=value``.
+    """Return a command without secrets: ``--key value``, ``--key=value``, ``key=value``.
 
     Args:
         words: As in ``sys.argv``.
@@ -257,9 +262,20 @@ def _without(text: str, name: str = "") -> str:
         else:
             clean = redacted(inside, name)
             return text if clean == inside else json.dumps(clean)
-    text = _by_name(text, _IN_COMMAND, _SHELL_WORD)
-    text = _by_name(text, _ENTRY, _REST)
+    text = _by_name(_without_options(text), _ENTRY, _REST)
     return redacted_text(text)
+
+
+def _without_options(text: str) -> str:
+    """Return a command in one text without the secrets that its options have."""
+    if not _IN_COMMAND.search(text):
+        return text
+    try:
+        words = shlex.split(text)
+    except ValueError:  # a quote that is never closed
+        return _by_name(text, _IN_COMMAND, _SHELL_WORD)
+    clean = redacted_words(words) if len(words) > 1 else words
+    return text if clean == words else shlex.join(clean)
 
 
 def reason_of(error: BaseException) -> str:

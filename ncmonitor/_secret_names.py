@@ -31,8 +31,8 @@ _ENDS: Final = (
 #: A key after one of these is one that opens something; ``image_key`` names a part of a batch.
 _OPENS: Final = _words(
     "api access secret private session auth encryption signing ssh account shared master service "
-    "license subscription consumer app application deploy sas hmac rsa gpg pem fernet wandb openai "
-    "anthropic hf huggingface kaggle aws azure gcp google"
+    "license subscription consumer app application deploy sas hmac rsa gpg pem fernet wandb "
+    "openai anthropic hf huggingface kaggle aws azure gcp google"
 )
 #: Other pairs that are secrets together.
 _PAIRS: Final = {("connection", "string"), ("conn", "string"), ("conn", "str")}
@@ -45,10 +45,11 @@ _VALUE: Final = _words(
 #: Tokens of a sequence, not of an account.
 _OF_MODELS: Final = _words(
     "cls class classification mask pad padding eos bos sep unk special start end stop begin first "
-    "last reg register dist distill distillation image img text visual vision audio video per next "
-    "prev previous global local query prompt num max min n pooled pool cross patch mean each single "
-    "oov blank memory summary add no with extra by prefix suffix head decoder encoder action latent "
-    "time attention learnable trainable sink word sub subword input output target source src tgt"
+    "last reg register dist distill distillation image img text visual vision audio video per "
+    "next prev previous global local query prompt num max min n pooled pool cross patch mean each "
+    "single oov blank memory summary add no with extra by prefix suffix head decoder encoder "
+    "action latent time attention learnable trainable sink word sub subword input output target "
+    "source src tgt"
 )
 #: ``tokens`` after one of these are those of accounts.
 _OF_ACCOUNTS: Final = _words(
@@ -57,8 +58,8 @@ _OF_ACCOUNTS: Final = _words(
 )
 #: A password after one of these; ``first_pass`` is none.
 _PASS: Final = _words(
-    "db user smtp ftp sftp sql mysql pg postgres redis mongo admin root login proxy http https ssh "
-    "mail email imap server host key auth account basic"
+    "db user smtp ftp sftp sql mysql pg postgres redis mongo admin root login proxy http https "
+    "ssh mail email imap server host key auth account basic"
 )
 #: After the name of a secret: what is about it.
 _ABOUT: Final = _words(
@@ -92,9 +93,11 @@ def secrecy_of(name: str) -> Secrecy:
     for words in parts:
         own = _of_words(words)
         above, found = found > Secrecy.NONE and own == Secrecy.NONE, max(found, own)
-    if above and _ABOUT.issuperset(parts[-1]):  # credentials.type, but webhook.url
+    if not above:
+        return found
+    if _ABOUT.issuperset(parts[-1]):  # credentials.type, but webhook.url
         return _of_words(parts[-2] + parts[-1])
-    return found
+    return Secrecy.LIKELY
 
 
 def _words_of(part: str) -> tuple[str, ...]:

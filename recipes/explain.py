@@ -59,8 +59,9 @@ def explain(message: str, options: Iterable[str]) -> str:
         got = redacted(match[2], cause.key)
         return f"{cause.key}: expected {_WORDS.get(match[1], match[1])}, got {got!r}"
     if match := re.search(r"Expected a dot import path string: (.+)", message):
+        got = redacted(match[1], cause.key)
         return (
-            f"{cause.key}: there is no class {redacted(match[1], cause.key)!r}; give its import path, as in "
+            f"{cause.key}: there is no class {got!r}; give its import path, as in "
             "package.module.Class"
         )
     if cause.text.startswith("Expected a"):

@@ -186,7 +186,7 @@ def closing_lines(folder: Path, report: Path | None) -> list[str]:
         again = command if "--resume" in command.split() else f"{command} --resume"
         ways.append(("go on", again))
         if hidden := hidden_options(shlex.split(again)):
-            ways.append(("", f"with {' and '.join(hidden)} given again: secrets are not saved"))
+            ways.append(("", f"with {', '.join(hidden)} given again: secrets are not saved"))
     if report is not None:
         ways.append(("report", f"open {shown(report)} in a browser"))
     for run in sorted(folder.glob("wandb/offline-run-*")):

@@ -1,4 +1,4 @@
-"""``config.yaml``: every option of a run, to run it again; what loggers get; no secret in either."""
+"""``config.yaml``: every option of a run, to run it again, but no secret; what loggers get."""
 
 from __future__ import annotations
 
@@ -51,8 +51,9 @@ class SaveConfig(SaveConfigCallback):
         if path.exists():  # of the run that goes on here
             return
         again = " ".join(f"{as_option(name)} VALUE" for name in holding_mark(self.full))
-        head = f"# Every option of this run. Again: ncmonitor fit --config {CONFIG_FILE} {again}".strip()
-        head += f"\n# {MARK} stands for secrets, which are not saved.\n" if again else "\n"
+        command = f"ncmonitor fit --config {CONFIG_FILE} {again}".strip()
+        head = f"# Every option of this run. Again: {command}\n"
+        head += f"# {MARK} stands for secrets, which are not saved.\n" if again else ""
         self.folder.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")  # a kill leaves the whole file or none
         part.write_text(head + yaml.safe_dump(self.full, sort_keys=False), encoding="utf-8")
