@@ -163,7 +163,7 @@ def test_no_file_of_a_run_and_nothing_printed_holds_a_secret(
     assert warning == "slow connection to https://<redacted>@example.org/x?sig=<redacted>"
     folder = run_folder(tmp_path)
     names = {path.name for path in folder.rglob("*")}
-    assert {"config.yaml", "run.json", "report.html", "hparams.yaml", "output.log"} <= names
+    assert {"config.yaml", "run.json", "report.html", "hparams.yaml", "debug.log"} <= names
     assert list(folder.glob("wandb/offline-run-*/run-*.wandb"))
     options = yaml.safe_load((folder / "config.yaml").read_text())["data"]["init_args"]
     assert options == {
