@@ -102,11 +102,27 @@ def _secrets_hidden(args: Sequence[str], words: Sequence[str]) -> Iterator[None]
     sys.argv, warnings.showwarning = [*argv[:1], *redacted_words(argv[1:])], show_without
     try:
         yield
+    except BaseException as error:
+        _hide_in(error)
+        raise
     finally:
         sys.argv, warnings.showwarning = argv, show
         os.environ.pop(_WORDS, None)
         if told is not None:
             os.environ[_WORDS] = told
+
+
+def _hide_in(error: BaseException) -> None:
+    """Keep secrets out of the words of an error, and of those that it comes from."""
+    seen: set[int] = set()
+    rest: list[BaseException | None] = [error]
+    while rest:
+        each = rest.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        each.args = tuple(redacted_text(x) if isinstance(x, str) else x for x in each.args)
+        rest += [each.__cause__, each.__context__]
 
 
 class _Own(NamedTuple):

@@ -304,8 +304,7 @@ def test_a_refusal_repeats_no_secret(
         assert status == 2, printed
     except ValueError as error:  # the model's own
         printed = str(error)
-        assert "hunter21" in printed
-        return
+        assert "the service refuses <redacted>" in printed
     assert said(printed) == []
     assert "hunter21" not in printed
 
