@@ -11,6 +11,7 @@ import numpy as np
 import pytorch_lightning as pl
 
 from ncmonitor._checks import InputError, MeasurementError
+from ncmonitor._redact import reason_of
 from ncmonitor.callbacks.figure_drawing import DEFAULT, figures_of
 from ncmonitor.callbacks.figure_gallery import Gallery
 from ncmonitor.callbacks.figure_plan import is_due, planned
@@ -182,8 +183,8 @@ class CollapseFigures(Listener):
         if wrong_input and trainer.global_step == 0:
             self._refusal = failure  # raised here, it would be excused as a listener's
         elif trainer.is_global_zero:
-            words = f"{type(failure).__name__}: {failure}"
-            self._gallery.warn("sketch", f"no snapshot is taken, training goes on: {words}")
+            words = f"no snapshot is taken, training goes on: {reason_of(failure)}"
+            self._gallery.warn("sketch", words)
 
     @property
     def _folder(self) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 
+from ncmonitor._redact import reason_of
 from ncmonitor.callbacks.figure_drawing import ANIMATION, Picture, animate, draw, has_layers
 from ncmonitor.callbacks.figure_loggers import send, senders
 from ncmonitor.callbacks.figure_time import Allowance
@@ -110,7 +111,7 @@ class Gallery:
         try:
             yield
         except Exception as error:
-            self.warn(kind, f"{what}, training goes on: {type(error).__name__}: {error}")
+            self.warn(kind, f"{what}, training goes on: {reason_of(error)}")
 
 
 @contextmanager

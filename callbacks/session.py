@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from ncmonitor._checks import InputError, MeasurementError, said_once
+from ncmonitor._redact import reason_of
 from ncmonitor.callbacks.batches import default_batch_to_xy
 from ncmonitor.callbacks.console import console_lines
 from ncmonitor.callbacks.ledger import Ledger
@@ -229,7 +230,7 @@ class Session:
             raise InputError(
                 f"the {split} data cannot be measured: {error}; splits=('train',) leaves it out"
             ) from error
-        words = f"{type(error).__name__}: {error}"
+        words = reason_of(error)
         epochs = self._failures.setdefault((split, words), [])
         epochs.append(epoch)
         if len(epochs) == 1:
@@ -249,7 +250,7 @@ def excused(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         warnings.warn(
-            f"{what}, training goes on: {type(error).__name__}: {error}",
+            f"{what}, training goes on: {reason_of(error)}",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from ncmonitor import __version__
 from ncmonitor._checks import InputError, MeasurementError, said_once
+from ncmonitor._redact import reason_of, redacted_text
 from ncmonitor.callbacks.parameter_watch import ParameterWatch
 from ncmonitor.callbacks.progress import Overhead
 from ncmonitor.callbacks.run_log import TableLog, writable
@@ -226,7 +227,8 @@ class SymmetrySession:
             return
         self._reasons[what] = reason
         if reason == ONE_CLASS and self.measurement.trainer.is_global_zero:
-            warnings.warn(f"SymmetryMonitor: {what} is nan: {reason}", stacklevel=2)
+            words = redacted_text(reason)
+            warnings.warn(f"SymmetryMonitor: {what} is nan: {words}", stacklevel=2)
         if self._log is not None:
             with excused("symmetry.json is not written"):
                 write_run(self._log.run_dir, self.facts, FACTS_FILE)
@@ -236,7 +238,7 @@ class SymmetrySession:
         wrong_input = isinstance(error, InputError) and not isinstance(error, MeasurementError)
         if self.measurement.options.on_error == "raise" or (wrong_input and not self.rows):
             raise error
-        words = f"{type(error).__name__}: {error}"
+        words = reason_of(error)
         if (split, words) in self._failures or not self.measurement.trainer.is_global_zero:
             return
         self._failures.add((split, words))

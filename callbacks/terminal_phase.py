@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ncmonitor._checks import InputError
+from ncmonitor._redact import reason_of
 from ncmonitor.callbacks.listener import Listener, monitor_of
 from ncmonitor.callbacks.sources import is_dry_run
 from ncmonitor.callbacks.terminal_rules import PhaseRules
@@ -173,7 +174,7 @@ class TerminalPhase(Listener):
             trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks wait
             warnings.warn(
                 f"the checkpoint of the terminal phase's onset could not be saved as {path}, "
-                f"training goes on: {type(error).__name__}: {error}",
+                f"training goes on: {reason_of(error)}",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -10,11 +10,12 @@ import torch
 
 from ncmonitor import _wandb_run
 from ncmonitor._checks import InputError
+from ncmonitor._redact import redacted, redacted_text
 from ncmonitor.callbacks.rows import Row
 from ncmonitor.callbacks.session import excused
 from ncmonitor.callbacks.wandb_axes import define_axes, is_wandb, record_measurement
 from ncmonitor.history import history_frame
-from ncmonitor.provenance import describe_environment
+from ncmonitor.provenance import describe_environment, remote_url
 
 #: What the environment adds to the config: W&B records machine and command itself.
 _KEPT = ("ncmonitor", "versions", "commit", "dirty")
@@ -179,3 +180,19 @@ def continue_run(loggers: Iterable[Any], checkpoint: str | Path) -> None:
         return
     for logger in fresh if found is not None else ():
         logger._id = logger._wandb_init["id"] = found
+
+
+def keep_secrets_from(given: dict[str, Any]) -> None:
+    """Leave secrets out of what a W&B run begins with.
+
+    W&B records the address of the working directory's repository. It leaves out a password there,
+    but not the name before it, which may be a token.
+
+    Args:
+        given: Arguments of ``wandb.init``; changed.
+    """
+    if given.get("config"):
+        given["config"] = redacted(given["config"])
+    url = remote_url()
+    if url is not None and redacted_text(url) != url and given.get("settings") is None:
+        given["settings"] = {"git_remote_url": redacted_text(url)}

@@ -9,12 +9,18 @@ from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from numbers import Integral
 
+from ncmonitor._redact import redacted_text
+
 
 class InputError(ValueError):
     """What was given cannot be measured or run; the message is complete in itself.
 
-    The command line prints it without a traceback.
+    The command line prints it without a traceback. It may repeat what was given, or what another
+    library said of that, but no secret in it.
     """
+
+    def __str__(self) -> str:
+        return redacted_text(super().__str__())
 
 
 class MeasurementError(InputError):
@@ -43,7 +49,7 @@ _SAID: ContextVar[set[str] | None] = ContextVar("said", default=None)
 
 def warn(message: str, stacklevel: int = 2) -> None:
     """Warn; inside :func:`said_once` only of what has not been said there before."""
-    said = _SAID.get()
+    message, said = redacted_text(message), _SAID.get()
     if said is not None and message in said:
         return
     if said is not None:

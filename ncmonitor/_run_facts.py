@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from ncmonitor._redact import redacted
 from ncmonitor.provenance import CONFIG_FILE, read_run
 
 if TYPE_CHECKING:
@@ -30,14 +31,14 @@ def group_of(folder: Path, facts: Mapping[str, Any]) -> str | None:
 
 
 def options_of(folder: Path) -> dict[str, Any]:
-    """Return the options of a run of ``ncmonitor fit``; nothing for other runs."""
+    """Return the options of a run of ``ncmonitor fit`` without secrets; nothing for other runs."""
     import yaml
 
     try:
         options = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        return redacted(options) if isinstance(options, dict) else {}
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
-    return options if isinstance(options, dict) else {}
 
 
 def facts_of(folder: Path, history: pd.DataFrame) -> dict[str, Any]:

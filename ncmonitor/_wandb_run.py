@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from ncmonitor._redact import redacted
 from ncmonitor.catalogue import CATALOGUE
 from ncmonitor.history import Row
 from ncmonitor.keys import keys_of
@@ -73,7 +74,7 @@ def _falls(name: str) -> bool:
 
 def fill_config(run: Any, facts: Mapping[str, Any], name: str = "ncmonitor") -> None:
     """Write how the run is measured into its config, under a name, in place of before."""
-    run.config.update({name: dict(facts)}, allow_val_change=True)
+    run.config.update({name: redacted(dict(facts))}, allow_val_change=True)
 
 
 def fill_tags(run: Any, facts: Mapping[str, Any]) -> None:

@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from ncmonitor._redact import redacted, redacted_words
+
 #: Every option of a run of ``ncmonitor fit``.
 CONFIG_FILE: Final = "config.yaml"
 RUN_FILE: Final = "run.json"
@@ -37,7 +39,8 @@ def describe_environment() -> dict[str, Any]:
     Returns:
         A JSON-ready dict with ``ncmonitor``, ``created``, ``command``, ``commit``, ``dirty``,
         ``versions`` and ``machine``. ``commit`` and ``dirty`` are of the repository that holds the
-        working directory, ``None`` outside one. No environment variable is read or written.
+        working directory, ``None`` outside one. No environment variable is read or written, and
+        ``command`` has no secrets: ``--token abc`` is ``--token '<redacted>'``.
     """
     from ncmonitor import __version__
 
@@ -60,9 +63,12 @@ def describe_environment() -> dict[str, Any]:
 
 
 def write_run(run_dir: Path, facts: Mapping[str, Any], file: str = RUN_FILE) -> None:
-    """Write ``run.json`` so that a kill leaves the old file or the new one, never half of one."""
+    """Write ``run.json`` so that a kill leaves the old file or the new one, never half of one.
+
+    Secrets are left out.
+    """
     part = run_dir / f"{file}.part"
-    part.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    part.write_text(json.dumps(redacted(facts), indent=2) + "\n", encoding="utf-8")
     part.replace(run_dir / file)
 
 
@@ -74,13 +80,14 @@ def read_run(run_dir: str | Path, file: str = RUN_FILE) -> dict[str, Any]:
         file: Name of the file.
 
     Returns:
-        Versions, command, commit, options and facts of the run, by name.
+        Versions, command, commit, options and facts of the run, by name; without the secrets that
+        an earlier version has left there.
     """
     try:
         facts = json.loads((Path(run_dir) / file).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return facts if isinstance(facts, dict) else {}
+    return redacted(facts) if isinstance(facts, dict) else {}
 
 
 def processor() -> str:
@@ -93,12 +100,17 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def remote_url() -> str | None:
+    """Return where the repository of the working directory comes from, as git has it."""
+    return _git("remote", "get-url", "origin")
+
+
 def _command() -> str:
-    """Return the command line as it can be typed again."""
-    program = Path(sys.argv[0])
+    """Return the command line as it can be typed again, but for its secrets."""
+    program, words = Path(sys.argv[0]), redacted_words(sys.argv[1:])
     if program.name == "__main__.py":
-        return shlex.join(["python", "-m", program.parent.name, *sys.argv[1:]])
-    return shlex.join([program.name, *sys.argv[1:]])
+        return shlex.join(["python", "-m", program.parent.name, *words])
+    return shlex.join([program.name, *words])
 
 
 def _versions() -> dict[str, str]:

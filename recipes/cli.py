@@ -28,10 +28,11 @@ import ncmonitor.recipes.models
 import ncmonitor.recipes.module
 import ncmonitor.recipes.ufm  # noqa: F401
 from ncmonitor._checks import InputError
+from ncmonitor._redact import MARK, reason_of
 from ncmonitor._words import shown
 from ncmonitor.callbacks import CollapseFigures, NeuralCollapse
 from ncmonitor.callbacks.strategies import check_strategy
-from ncmonitor.callbacks.wandb_runs import continue_run
+from ncmonitor.callbacks.wandb_runs import continue_run, keep_secrets_from
 from ncmonitor.history import HISTORY_FILE, read_history
 from ncmonitor.recipes.explain import explain
 from ncmonitor.recipes.home import home_of_run, is_first_process
@@ -40,7 +41,7 @@ from ncmonitor.recipes.options import Expectation, check_config, place
 from ncmonitor.recipes.randomness import Randomness
 from ncmonitor.recipes.resume import record_end
 from ncmonitor.recipes.run_folder import Home, closing_lines, holding
-from ncmonitor.recipes.saved_config import SaveConfig
+from ncmonitor.recipes.saved_config import SaveConfig, refuse_mark
 
 _HELP: Final = (
     "Train a recipe (ncmonitor fit NAME) or a config of your own (ncmonitor fit --config FILE), "
@@ -129,6 +130,11 @@ class FitCLI(LightningCLI):
         try:
             self.config = parser.parse_args(cast(list[str], args))
         except argparse.ArgumentError as error:
+            if MARK in str(error.message):
+                raise InputError(
+                    f"{explain(str(error.message), self.options)}: it stands for a secret, which "
+                    "is not saved with a run: give it again"
+                ) from error
             raise InputError(explain(str(error.message), self.options)) from error
         if self.resume and self.config.fit.seed_everything is True:
             raise InputError(
@@ -143,6 +149,7 @@ class FitCLI(LightningCLI):
         ways, way = self.full.pop("ways"), self.full.get("way")
         if way is None:
             del self.full["way"]
+        refuse_mark(self.full)
         if ways and way is None:  # of a config file, one has been chosen
             raise InputError("ways are read from a config file (--config FILE), not from --ways")
         check_config(config, resume=self.resume)
@@ -215,6 +222,7 @@ class FitCLI(LightningCLI):
             if isinstance(logger, WandbLogger):
                 # WandbLogger passes on an option that W&B has retired, and W&B warns each time.
                 logger._wandb_init.pop("anonymous", None)
+                keep_secrets_from(logger._wandb_init)
                 if not os.environ.get("WANDB_RUN_GROUP"):
                     logger._wandb_init["group"] = logger._wandb_init.get("group") or self.name
         if self.config.fit.ckpt_path:
@@ -247,7 +255,7 @@ class FitCLI(LightningCLI):
             report = write_report(folder)
         except Exception as error:
             # The run is on disk and must not be lost behind a picture that could not be drawn.
-            warnings.warn(f"no report: {type(error).__name__}: {error}", stacklevel=2)
+            warnings.warn(f"no report: {reason_of(error)}", stacklevel=2)
         print("\n".join(["", *closing_lines(folder, report)]), flush=True)
 
 

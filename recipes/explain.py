@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from ncmonitor._checks import nearest
+from ncmonitor._redact import redacted
 
 _WORDS: Final = {
     "int": "a whole number",
@@ -55,10 +56,12 @@ def explain(message: str, options: Iterable[str]) -> str:
     if match := re.match(r"Option '(.+)' is not accepted", cause.text):
         return _unknown(f"{cause.key}.{match[1]}", _parameters(cause))
     if match := re.match(r"Expected a <class '(\w+)'>\. Got value: (.*)", cause.text):
-        return f"{cause.key}: expected {_WORDS.get(match[1], match[1])}, got {match[2]!r}"
+        got = redacted(match[2], cause.key)
+        return f"{cause.key}: expected {_WORDS.get(match[1], match[1])}, got {got!r}"
     if match := re.search(r"Expected a dot import path string: (.+)", message):
+        got = redacted(match[1], cause.key)
         return (
-            f"{cause.key}: there is no class {match[1]!r}; give its import path, as in "
+            f"{cause.key}: there is no class {got!r}; give its import path, as in "
             "package.module.Class"
         )
     if cause.text.startswith("Expected a"):
@@ -115,5 +118,5 @@ def _no_alternative(key: str, message: str) -> str:
     names[:0] = ["dict"] if types and types[1].startswith("dict[") else []
     wanted = " or ".join(_WORDS.get(name, name.rpartition(".")[2]) for name in names)
     given = re.search(r"Given value: (.*)", message)
-    got = f", got {given[1]!r}" if given else ""
+    got = f", got {redacted(given[1], key)!r}" if given else ""
     return f"{key}: expected {wanted}{got}"

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import json
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+import yaml
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 from pytorch_lightning.utilities.rank_zero import rank_zero_module  # type: ignore[attr-defined]
 from wandb.errors import UsageError
 
 from ncmonitor._checks import InputError
+from ncmonitor._redact import MARK, redacted, redacted_text, redacted_words
 from ncmonitor.recipes.bundled import STUDIES, find_recipe, recipes
 from ncmonitor.recipes.cli import FitCLI
+from ncmonitor.recipes.home import is_first_process
 from ncmonitor.recipes.series import fit_series
 from ncmonitor.recipes.ways import config_files, words_of_ways
 
@@ -27,6 +32,8 @@ _NOISE: Final = (
     r".*is smaller than the logging interval",  # losses are logged per epoch
     r".*isinstance\(treespec, LeafSpec\).* is deprecated",  # Lightning 2.6 under newer torch
 )
+#: Environment variable by which a process tells those that it starts the secrets of its command.
+_WORDS: Final = "_NCMONITOR_WORDS"
 
 
 def main(args: Sequence[str]) -> int:
@@ -45,6 +52,7 @@ def main(args: Sequence[str]) -> int:
     if args and args[0] in STUDIES:
         study: Callable[[Sequence[str]], int] = importlib.import_module(STUDIES[args[0]]).main
         return study(args[1:])
+    args = _handed_on(args)
     given, own = _taken(args)
     words, name = _resolve(given)
     ways = words_of_ways(words, own.way)
@@ -52,7 +60,7 @@ def main(args: Sequence[str]) -> int:
     rank_zero_module.log.addFilter(_is_news)
     if not {"", str(Path.cwd())} & set(sys.path):
         sys.path.append(str(Path.cwd()))  # for models of the user's own; last, so it hides nothing
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _secrets_hidden(args, words):
         for message in _NOISE:
             warnings.filterwarnings("ignore", message=message)
         try:
@@ -62,6 +70,59 @@ def main(args: Sequence[str]) -> int:
         except (MisconfigurationException, UsageError) as error:  # the user's mistakes, by name
             raise InputError(" ".join(str(error).split())) from error
     return 0
+
+
+def _handed_on(args: Sequence[str]) -> Sequence[str]:
+    """Return the command with its secrets: of the trainer's other ranks, which do not get them."""
+    if any(MARK in word for word in args) and not is_first_process() and _WORDS in os.environ:
+        words: list[str] = json.loads(os.environ[_WORDS])
+        return words
+    return args
+
+
+@contextlib.contextmanager
+def _secrets_hidden(args: Sequence[str], words: Sequence[str]) -> Iterator[None]:
+    """Keep secrets out of what others write inside: W&B records ``sys.argv``, and what is printed.
+
+    Args:
+        args: The command.
+        words: The same, with every recipe as a file.
+    """
+    for _, file in config_files(words):  # so that they are known when a message repeats them
+        with contextlib.suppress(OSError, ValueError, RecursionError, yaml.YAMLError):
+            redacted(yaml.safe_load(file.read_text(encoding="utf-8")))
+    argv, show, told = sys.argv, warnings.showwarning, os.environ.get(_WORDS)
+
+    def show_without(message: Any, *others: Any, **named: Any) -> None:
+        text = redacted_text(str(message))
+        show(message if text == str(message) else UserWarning(text), *others, **named)
+
+    if redacted_words(args) != list(args):
+        os.environ[_WORDS] = json.dumps(list(args))
+    sys.argv, warnings.showwarning = [*argv[:1], *redacted_words(argv[1:])], show_without
+    try:
+        yield
+    except BaseException as error:
+        _hide_in(error)
+        raise
+    finally:
+        sys.argv, warnings.showwarning = argv, show
+        os.environ.pop(_WORDS, None)
+        if told is not None:
+            os.environ[_WORDS] = told
+
+
+def _hide_in(error: BaseException) -> None:
+    """Keep secrets out of the words of an error, and of those that it comes from."""
+    seen: set[int] = set()
+    rest: list[BaseException | None] = [error]
+    while rest:
+        each = rest.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        each.args = tuple(redacted_text(x) if isinstance(x, str) else x for x in each.args)
+        rest += [each.__cause__, each.__context__]
 
 
 class _Own(NamedTuple):

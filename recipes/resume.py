@@ -16,10 +16,12 @@ import torch
 import yaml
 
 from ncmonitor._checks import InputError
+from ncmonitor._redact import MARK, redacted
 from ncmonitor._words import shown
 from ncmonitor.history import HISTORY_FILE, read_history
 from ncmonitor.provenance import CONFIG_FILE, read_run, write_run
 from ncmonitor.recipes.run_folder import Home, is_held, label_of
+from ncmonitor.recipes.saved_config import as_option
 
 #: Options without influence on what is trained and measured, or that say where it goes; those below
 #: them as well.
@@ -30,6 +32,7 @@ _FREE: Final = (
     "trainer.log_every_n_steps", "trainer.logger", "trainer.max_time", "trainer.profiler",
 )  # fmt: skip
 _LENGTH: Final = "trainer.max_epochs"
+_NONE: Final = (None, "")
 
 
 # -- which run -------------------------------------------------------------------------------------
@@ -111,7 +114,8 @@ def check_same_options(folder: Path, options: Mapping[str, Any]) -> None:
     """Refuse to continue a run with options that make it another one.
 
     A longer run is the same run so far if nothing is planned by its length: a constant learning
-    rate, and a measuring schedule that is not stretched to it.
+    rate, and a measuring schedule that is not stretched to it. Secrets are not saved, so another
+    one may be given now, but not none.
 
     Raises:
         InputError: With the options, as they were and as they are now.
@@ -123,10 +127,12 @@ def check_same_options(folder: Path, options: Mapping[str, Any]) -> None:
         raise InputError(f"cannot resume: {shown(path)} is unreadable: {error}") from error
     if not isinstance(saved, dict):
         raise InputError(f"cannot resume: {shown(path)} does not hold the options of a run")
-    before, now = _flat(saved), _flat(options)
+    before, now = _flat(redacted(saved)), _flat(redacted(options))
     # An option that one of them lacks belongs to a class that differs, or to another version.
     changed = [
-        key for key, old in before.items() if key in now and now[key] != old and not _is_free(key)
+        key
+        for key, old in before.items()
+        if key in now and now[key] != old and not _is_free(key) and not _is_secret(old, now[key])
     ]
     if _LENGTH in changed and _may_be_longer(before[_LENGTH], now):
         changed.remove(_LENGTH)
@@ -136,6 +142,12 @@ def check_same_options(folder: Path, options: Mapping[str, Any]) -> None:
         raise InputError(
             f"cannot resume: {shown(folder)} was started with {told}{more}; give the options it "
             "was started with, or leave out --resume for a new run"
+        )
+    missing = [key for key, old in before.items() if old == MARK and now.get(key) in _NONE]
+    if missing:
+        raise InputError(
+            f"cannot resume: {shown(folder)} was started with {', '.join(missing)}, which is a "
+            f"secret and not saved; give {', '.join(map(as_option, missing))} again"
         )
 
 
@@ -147,6 +159,11 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _is_secret(before: Any, now: Any) -> bool:
+    """Tell whether an option has, or had, a secret for a value: which one is not known."""
+    return MARK in (before, now) and all(value in (*_NONE, MARK) for value in (before, now))
 
 
 def _is_free(key: str) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ncmonitor._checks import InputError
+from ncmonitor._redact import hidden_options
 from ncmonitor._words import shown
 from ncmonitor.expected import closing
 from ncmonitor.history import HISTORY_FILE, read_history
@@ -184,6 +185,8 @@ def closing_lines(folder: Path, report: Path | None) -> list[str]:
     if not facts.get("finished") and command.startswith("ncmonitor fit"):
         again = command if "--resume" in command.split() else f"{command} --resume"
         ways.append(("go on", again))
+        if hidden := hidden_options(shlex.split(again)):
+            ways.append(("", f"with {', '.join(hidden)} given again: secrets are not saved"))
     if report is not None:
         ways.append(("report", f"open {shown(report)} in a browser"))
     for run in sorted(folder.glob("wandb/offline-run-*")):

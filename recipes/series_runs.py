@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ncmonitor._checks import InputError
+from ncmonitor._redact import reason_of
 from ncmonitor._words import shown
 from ncmonitor.history import HISTORY_FILE, read_history
 from ncmonitor.recipes.resume import is_finished
@@ -119,7 +120,7 @@ def _compare(series: Series, members: Sequence[Member]) -> Path | None:
         return write_comparison(folders, series.folder / "report.html", _title(series, members))
     except Exception as error:
         # The runs are on disk and must not be lost behind a picture that could not be drawn.
-        warnings.warn(f"no comparison: {type(error).__name__}: {error}", stacklevel=2)
+        warnings.warn(f"no comparison: {reason_of(error)}", stacklevel=2)
         return None
 
 

@@ -10,10 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import CSVLogger
+from torch.utils.data import DataLoader, TensorDataset
 
 import ncmonitor
 from ncmonitor import provenance
+from ncmonitor._run_facts import options_of
+from ncmonitor.callbacks import NeuralCollapse
 from ncmonitor.provenance import RUN_FILE, describe_environment, read_run, write_run
 
 
@@ -122,3 +127,71 @@ def test_a_file_that_is_absent_or_damaged_gives_no_facts(
     if content is not None:
         (tmp_path / RUN_FILE).write_bytes(content)
     assert read_run(tmp_path) == {}
+
+
+# -- secrets ---------------------------------------------------------------------------------------
+
+
+def test_the_command_of_a_run_is_recorded_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["train.py", "--token", "xK2-93vb", "--lr=0.1", "https://u:p@h/x", "DB_PASSWORD=a"]
+    monkeypatch.setattr("sys.argv", words)
+    expected = (
+        "train.py --token '<redacted>' --lr=0.1 'https://<redacted>@h/x' 'DB_PASSWORD=<redacted>'"
+    )
+    assert describe_environment()["command"] == expected
+
+
+def test_facts_are_written_and_read_without_secrets(tmp_path: Path) -> None:
+    write_run(tmp_path, {"command": "a --token xK2-93vb", "reasons": {"x": "no postgres://u:p@h"}})
+    assert "xK2-93vb" not in (tmp_path / RUN_FILE).read_text()
+    assert "u:p@" not in (tmp_path / RUN_FILE).read_text()
+    # As an earlier version has left it: pages, W&B and the terminal get it from here.
+    (tmp_path / RUN_FILE).write_text(json.dumps({"command": "a --token xK2-93vb", "seed": 1}))
+    assert read_run(tmp_path) == {"command": "a --token '<redacted>'", "seed": 1}
+    (tmp_path / "config.yaml").write_text("data: {token: xK2-93vb, root: x}")
+    assert options_of(tmp_path) == {"data": {"token": "<redacted>", "root": "x"}}
+
+
+class Net(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layer(x)
+        return out
+
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*logging interval")
+def test_a_script_of_ones_own_with_the_callback_leaves_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "xK2-93vb"
+    words = ["--hf-token", secret, f"--db=postgres://bob:{secret}@h/x", f"API_KEY={secret}"]
+    monkeypatch.setattr("sys.argv", ["train.py", *words])
+
+    def to_xy(batch: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        if trainer.current_epoch:
+            raise ConnectionError(f"no answer from postgres://bob:{secret}@h/x")
+        return batch[0], batch[1]
+
+    loader = DataLoader(TensorDataset(torch.randn(8, 4), torch.arange(8) % 2), 4)
+    monitor = NeuralCollapse(batch_to_xy=to_xy, splits=("train",))
+    trainer = pl.Trainer(
+        max_epochs=3, callbacks=[monitor], logger=CSVLogger(tmp_path),
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+    with pytest.warns(RuntimeWarning) as warned:
+        trainer.fit(Net(), loader)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert RUN_FILE in {path.name for path in files}
+    assert [path for path in files if secret.encode() in path.read_bytes()] == []
+    failed = [str(each.message) for each in warned if "training goes on" in str(each.message)]
+    assert failed
+    assert all("postgres://<redacted>@h/x" in message for message in failed)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 
 from ncmonitor._checks import InputError
+from ncmonitor._redact import redacted
 from ncmonitor._table import tpt_start
 from ncmonitor.history import HISTORY_FILE, read_history
 from ncmonitor.provenance import CONFIG_FILE, read_run
@@ -50,7 +51,8 @@ class Run:
         name: The end of its path, as much of it as tells it from the others.
         history: Its table.
         facts: What ``run.json`` says; empty without one.
-        options: Its ``config.yaml`` as dotted names; ``None`` where that is missing or damaged.
+        options: Its ``config.yaml`` as dotted names, without secrets; ``None`` where that is
+            missing or damaged.
     """
 
     folder: Path
@@ -158,4 +160,4 @@ def _flat(tree: object, prefix: str = "") -> Iterator[tuple[str, str]]:
         for i, value in enumerate(tree):
             yield from _flat(value, f"{prefix}.{i}")
     else:
-        yield prefix, json.dumps(tree, default=str).strip('"')
+        yield prefix, json.dumps(redacted(tree, prefix), default=str).strip('"')
