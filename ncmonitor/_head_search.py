@@ -348,9 +348,7 @@ def _explained(
 # -- nothing found ---------------------------------------------------------------------------------
 
 
-def _none(
-    model: nn.Module, again: Again, ran: list[Ran], returned: list[Tensor]
-) -> InputError:
+def _none(model: nn.Module, again: Again, ran: list[Ran], returned: list[Tensor]) -> InputError:
     """Return what to say, with a weight to name where one makes the logits."""
     weights = advice.weights_of(model, advice.class_counts(returned))
     pairs = []

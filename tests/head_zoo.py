@@ -73,7 +73,10 @@ class Scaled(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body, self.head = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.GELU()), nn.Linear(16, CLASSES)
+        self.body, self.head = (
+            nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.GELU()),
+            nn.Linear(16, CLASSES),
+        )
         self.logit_scale = nn.Parameter(torch.tensor(2.6592))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -171,7 +174,13 @@ def found(entry: Entry) -> FeatureTap | InputError:
             tapped = tap.take()
         except InputError as error:
             return error
-        logits = returned if isinstance(returned, Tensor) else returned["logits"] if "logits" in returned else returned[0]
+        logits = (
+            returned
+            if isinstance(returned, Tensor)
+            else returned["logits"]
+            if "logits" in returned
+            else returned[0]
+        )
         weight, bias = tap.weight.double(), tap.bias
         linear = tapped.features.double() @ weight.T + (0 if bias is None else bias.double())
         assert tap.head is not None

@@ -159,7 +159,9 @@ def refusal(tap: FeatureTap, model: nn.Module) -> str:
 def test_a_named_layer_that_does_not_make_the_logits_is_refused(given: str) -> None:
     model = Net()
     message = refusal(FeatureTap(model, "trunk.2" if given == "name" else model.trunk[2]), model)
-    assert "'trunk.2' gives (5, 3), and the model returns (5, 3), which is not made of it" in message
+    assert (
+        "'trunk.2' gives (5, 3), and the model returns (5, 3), which is not made of it" in message
+    )
     assert "made by 'head': leave classifier= out" in message
 
 
