@@ -32,7 +32,12 @@ _FOREIGN: Final = frozenset(
 _IN_TORCH: Final = ("torch.distributions", "torch.quasirandom")
 _NO_STATE: Final = frozenset({"Dataset", "DataLoader", "Sampler", "Thread", "lock", "RLock"})
 _PLAIN: Final = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
-_ITERATORS: Final = (itertools.count, itertools.cycle, type(iter([])), type(iter(())))
+_ITERATORS: Final[tuple[type[Any], ...]] = (
+    itertools.count,
+    itertools.cycle,
+    type(iter([])),
+    type(iter(())),
+)
 _LARGE: Final = 2**20  # bytes of a numpy array up to which it is copied
 
 _CURRENT: ContextVar[KeptModel | None] = ContextVar("kept", default=None)
@@ -303,7 +308,7 @@ def _generator(value: Any) -> Callable[[], None] | None:
     """Return what puts a random generator back; ``None`` if it is none."""
     if isinstance(value, torch.Generator):
         whole = value.get_state()
-        return lambda: None if value.set_state(whole) is None else None
+        return lambda: _discard(value.set_state(whole))
     if isinstance(value, random.Random):
         state = value.getstate()
         return lambda: value.setstate(state)
@@ -315,6 +320,10 @@ def _generator(value: Any) -> Callable[[], None] | None:
         inner = copy.deepcopy(bits.state)
         return lambda: setattr(bits, "state", inner)
     return None
+
+
+def _discard(_: Any) -> None:
+    pass
 
 
 # -- what cannot be put back -----------------------------------------------------------------------

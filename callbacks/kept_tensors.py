@@ -58,7 +58,7 @@ class KeptTensors:
         self._storages[storage._cdata] = storage
         self._names[storage._cdata] = name
         if storage.nbytes() <= _SMALL or name in self._written:
-            self._copies[storage._cdata] = storage.clone()
+            self._copies[storage._cdata] = _copied(storage)
         else:
             self._sums[storage._cdata] = _bits(storage)
 
@@ -72,7 +72,7 @@ class KeptTensors:
         except (NotImplementedError, RuntimeError):
             return
         if key in self._storages and key not in self._copies:
-            self._copies[key] = self._storages[key].clone()
+            self._copies[key] = _copied(self._storages[key])
             self._written.add(self._names[key])
 
     def restore(self) -> list[str]:
@@ -92,8 +92,7 @@ class KeptTensors:
             storage.copy_(copy)
         keys = [key for key in self._sums if key not in self._copies]
         now = [_bits(self._storages[key]) for key in keys]
-        changed = [(a != b).to("cpu", non_blocking=True) for a, b in zip(
-            (self._sums[key] for key in keys), now, strict=True)]  # fmt: skip
+        changed = [self._sums[key] != each for key, each in zip(keys, now, strict=True)]
         lost = [self._names[k] for k, differs in zip(keys, changed, strict=True) if bool(differs)]
         self._written.update(lost)  # next time they are copied first
         return lost
@@ -110,6 +109,11 @@ def _same_place(tensor: Tensor, data: Tensor) -> bool:
     )
 
 
+def _copied(storage: torch.UntypedStorage) -> torch.UntypedStorage:
+    copy: torch.UntypedStorage = storage.clone()  # type: ignore[no-untyped-call]
+    return copy
+
+
 def _bits(storage: torch.UntypedStorage) -> Tensor:
     """Return the sum over the words of some memory: exact, whatever the order of summation."""
     size = storage.nbytes()
@@ -118,13 +122,13 @@ def _bits(storage: torch.UntypedStorage) -> Tensor:
         return torch.empty(0, dtype=dtype, device=storage.device).set_(storage).sum()
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Calls a function with every tensor that an operation is about to write on."""
 
     supports_higher_order_operators = True
 
     def __init__(self, about_to_write: Callable[[Tensor], None]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._about_to_write = about_to_write
 
     def __torch_dispatch__(

@@ -113,7 +113,8 @@ class _Comparison:
             _seed(seed)
             with contextlib.suppress(Exception):
                 listed = self.batched and all(isinstance(each, list) for each in readings)
-                made.append(self.collate(sum(readings, []) if listed else readings[0]))
+                together = [each for reading in readings for each in reading] if listed else None
+                made.append(self.collate(readings[0] if together is None else together))
         return len(made) == 2 and not _same(*made)
 
 

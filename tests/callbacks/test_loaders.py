@@ -67,7 +67,11 @@ def batches(loader: Any) -> list[list[int]]:
 
 
 def samples(loader: Any) -> list[int]:
-    return list(itertools.chain(*batches(loader)))
+    return flat(batches(loader))
+
+
+def flat(parts: list[list[int]]) -> list[int]:
+    return list(itertools.chain(*parts))
 
 
 def loader(**settings: Any) -> DataLoader[Any]:
@@ -126,8 +130,8 @@ def test_every_sample_is_read_once_in_one_shuffled_order(settings: dict[str, Any
     clean = clean_loader(loader(**settings))
     first = batches(clean)
 
-    assert sorted(sum(first, [])) == EVERY
-    assert sum(first, []) != EVERY
+    assert sorted(flat(first)) == EVERY
+    assert flat(first) != EVERY
     assert [len(batch) for batch in first] == [4, 4, 2]
     assert batches(clean) == batches(clean_loader(loader())) == first
     assert size_of(clean) == 10
@@ -173,7 +177,7 @@ def test_a_subset_within_a_batch_sampler_is_kept() -> None:
 
     found = batches(clean_loader(DataLoader(Numbers(), batch_sampler=sampler)))
     assert [len(batch) for batch in found] == [2, 1]
-    assert sorted(sum(found, [])) == [2, 5, 7]
+    assert sorted(flat(found)) == [2, 5, 7]
 
 
 @pytest.mark.parametrize("wrapper", [DistributedSamplerWrapper, OtherWrapper])
@@ -183,7 +187,7 @@ def test_a_subset_that_lightning_distributed_is_shared_out_by_ranks(wrapper: Any
 
     found = [samples(rank) for rank in ranks]
     assert [len(rank) for rank in found] == [1, 1, 2]
-    assert sorted(sum(found, [])) == [2, 5, 7, 9]
+    assert sorted(flat(found)) == [2, 5, 7, 9]
 
 
 def test_a_weighting_that_lightning_distributed_is_replaced() -> None:
@@ -191,7 +195,7 @@ def test_a_weighting_that_lightning_distributed_is_replaced() -> None:
     wrapped = DistributedSamplerWrapper(inner, num_replicas=2, rank=1)
 
     found = [samples(clean_loader(loader(sampler=wrapped), rank=r, ranks=2)) for r in range(2)]
-    assert sorted(sum(found, [])) == EVERY
+    assert sorted(flat(found)) == EVERY
     assert len(found[1]) == 5
 
 
@@ -222,7 +226,7 @@ def test_a_data_set_that_is_asked_for_lists_of_indices_still_is(wrap: bool) -> N
 
     found = batches(clean_loader(fetching))
     assert found == batches(clean_loader(loader()))
-    order = sum(found, [])
+    order = flat(found)
     assert batches(clean_loader(fetching, batch_size=8)) == [order[:8], order[8:]]
     assert size_of(clean_loader(fetching)) == 10
 
@@ -340,7 +344,7 @@ def test_a_limit_is_per_rank() -> None:
     shards = [samples(clean_loader(user, 2, limited=True, rank=r, ranks=2)) for r in range(2)]
 
     assert [len(shard) for shard in shards] == [4, 4]
-    assert sorted(sum(shards, [])) == EVERY[2:]
+    assert sorted(flat(shards)) == EVERY[2:]
 
 
 def test_a_limited_list_is_shared_and_not_multiplied() -> None:
@@ -354,7 +358,7 @@ def test_a_limited_list_is_shared_and_not_multiplied() -> None:
 def test_another_batch_size_changes_no_sample() -> None:
     smaller = batches(clean_loader(loader(), 1, limited=True, batch_size=2))
     assert [len(batch) for batch in smaller] == [2, 2]
-    assert sorted(sum(smaller, [])) == EVERY[:4]
+    assert sorted(flat(smaller)) == EVERY[:4]
     assert samples(clean_loader(loader(), batch_size=8)) == samples(clean_loader(loader()))
 
 

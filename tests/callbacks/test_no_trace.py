@@ -52,6 +52,9 @@ class Net(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), 0.002, momentum=0.9)
 
+    def remembered(self) -> Any:
+        """What else is to be compared after the training."""
+
 
 def loader() -> DataLoader[Any]:
     return DataLoader(TensorDataset(*blobs()), batch_size=15, shuffle=True)
@@ -62,7 +65,7 @@ def left(make: Callable[[], Net], *callbacks: pl.Callback, **changes: Any) -> di
     pl.seed_everything(3, verbose=False)
     module = make()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*(no validation data|Precision|num_workers|Found .* in eval mode)")
+        warnings.filterwarnings("ignore", ".*in eval mode at the start of training")
         trainer(*callbacks, **changes).fit(module, loader())
     own = {
         f"{name}.{key}": value
@@ -70,8 +73,7 @@ def left(make: Callable[[], Net], *callbacks: pl.Callback, **changes: Any) -> di
         for key, value in vars(each).items()
         if not key.startswith("_") and not isinstance(value, nn.Module)
     }
-    if hasattr(module, "remembered"):
-        own["remembered"] = module.remembered()
+    own["remembered"] = module.remembered()
     return {
         "state": {name: value.clone() for name, value in module.state_dict().items()},
         "modes": [each.training for each in module.modules()],
@@ -103,7 +105,12 @@ def plain(value: Any) -> Any:
 
 
 def monitor(**options: Any) -> NeuralCollapse:
-    settings = {"run_dir": "run", "verbose": False, "on_error": "raise", "splits": ("train",)}
+    settings: dict[str, Any] = {
+        "run_dir": "run",
+        "verbose": False,
+        "on_error": "raise",
+        "splits": ("train",),
+    }
     return NeuralCollapse(**(settings | options))
 
 
@@ -167,6 +174,8 @@ class OwnEval(Net):
 class Fused(nn.Module):
     """Two branches whose sum is kept as one weight in eval mode, beside them."""
 
+    bias: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.one, self.two = nn.Linear(6, 8), nn.Linear(6, 8)
@@ -216,6 +225,10 @@ class RestlessNorm(FrozenNorm):
 class Average(nn.Module):
     """An exponential average of what it sees, and a counter, in every mode."""
 
+    mean: Tensor
+    calls: Tensor
+    bank: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(6, 8)
@@ -235,6 +248,8 @@ class Average(nn.Module):
 
 class ActNorm(nn.Module):
     """Scale and shift drawn from the first batch, as in normalising flows."""
+
+    initialised: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -339,7 +354,7 @@ class Metered(Net):
         super().__init__(nn.Linear(6, 8))
         self.mean = torchmetrics.MeanMetric()
         self.every = torchmetrics.CatMetric()
-        several = {"sum": torchmetrics.SumMetric(), "max": torchmetrics.MaxMetric()}
+        several: Any = {"sum": torchmetrics.SumMetric(), "max": torchmetrics.MaxMetric()}
         self.several = torchmetrics.MetricCollection(several)
 
     def forward(self, x: Tensor) -> Tensor:
