@@ -131,7 +131,7 @@ class Overwrites(nn.Module):
 )
 def test_features_that_change_with_the_batch_are_warned_of(norm: nn.Module) -> None:
     if isinstance(norm, nn.BatchNorm1d):
-        norm.train = lambda mode=True: norm  # type: ignore[method-assign,assignment]
+        norm.train = lambda mode=True: norm  # type: ignore[method-assign]
     words = said(Net(nn.Linear(6, 8), norm))
     assert "features of a sample depend on its batch: with 12 of 48 samples" in words
 
