@@ -79,11 +79,8 @@ def everything_after_a_fit(*monitors: pl.Callback) -> dict[str, Any]:
 def without_measuring(order: list[int], size: int, epochs: int) -> list[int]:
     """Drop what the measurement read: each pass reads each sample once, around the epochs."""
     passes = measured_order(size).tolist()
-    probe = [
-        *passes[:16],
-        passes[0],
-        passes[0],
-    ]  # a batch, and a sample twice: augmented, as the first one shows
+    twice = [passes[place] for place in (0, size // 2, size - 1) for _ in range(2)]
+    probe = [*passes[:16], *twice]  # a batch; and is there augmentation?
     assert order[: len(probe)] == probe
     rest = order[len(probe) :]
     kept: list[int] = []
