@@ -31,6 +31,7 @@ from ncmonitor.callbacks.measurement import Measurement
 from ncmonitor.callbacks.rows import layer_split, names_of
 from ncmonitor.history import NULL_SPLIT, ONLINE_SPLIT
 from ncmonitor.metrics import SHAPE
+from toys import measured_order
 
 # -- two fits --------------------------------------------------------------------------------------
 
@@ -179,7 +180,7 @@ def firsts(data: tuple[Any, Tensor], count: int | None) -> tuple[Any, Tensor]:
 
 @torch.no_grad()
 def collect(how: ByHand, module: Any, data: tuple[Any, Tensor], size: int = BATCH) -> Hand:
-    """Run the trained module over raw tensors, in the data set's order."""
+    """Run the trained module over raw tensors, in their order."""
     labels = data[1]
     module.eval()
     if how.dtype is not None:
@@ -207,7 +208,9 @@ def reports(setting: Setting, plain: Fit) -> tuple[dict[str, CollapseReport], in
     online = _online(plain, how.head(module)) if plain.keeper.heard else {}
     if how.weights == "trained":
         module.load_state_dict(trained)
-    train = collect(how, module, firsts(data.train, how.samples), how.batch)
+    inputs, labels = firsts(data.train, how.samples)
+    order = measured_order(len(labels))  # decides which labels a shuffle gives to whom
+    train = collect(how, module, (at(inputs, order), labels[order]), how.batch)
     head = {"weight": how.head(module).weight.detach().flatten(1), "bias": how.head(module).bias}
     made = measure_collapse(
         train.features, train.labels, **head, logits=train.logits, null_seed=SHUFFLE
