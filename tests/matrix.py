@@ -175,7 +175,13 @@ class Hand(NamedTuple):
 
 
 def firsts(data: tuple[Any, Tensor], count: int | None) -> tuple[Any, Tensor]:
-    return at(data[0], slice(count)), data[1][:count]
+    """Return the first samples in the order of a measurement.
+
+    It decides which labels a shuffle gives to whom, and which samples share a kernel's call.
+    """
+    inputs, labels = at(data[0], slice(count)), data[1][:count]
+    order = measured_order(len(labels))
+    return at(inputs, order), labels[order]
 
 
 @torch.no_grad()
@@ -208,9 +214,7 @@ def reports(setting: Setting, plain: Fit) -> tuple[dict[str, CollapseReport], in
     online = _online(plain, how.head(module)) if plain.keeper.heard else {}
     if how.weights == "trained":
         module.load_state_dict(trained)
-    inputs, labels = firsts(data.train, how.samples)
-    order = measured_order(len(labels))  # decides which labels a shuffle gives to whom
-    train = collect(how, module, (at(inputs, order), labels[order]), how.batch)
+    train = collect(how, module, firsts(data.train, how.samples), how.batch)
     head = {"weight": how.head(module).weight.detach().flatten(1), "bias": how.head(module).bias}
     made = measure_collapse(
         train.features, train.labels, **head, logits=train.logits, null_seed=SHUFFLE
