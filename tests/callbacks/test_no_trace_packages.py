@@ -32,7 +32,7 @@ class Fine(pl.LightningModule):
         super().__init__()
         base = nn.Sequential(nn.Linear(6, 200), nn.ReLU(), nn.Linear(200, 8))
         config = peft.LoraConfig(r=2, target_modules=["0", "2"])
-        self.body = peft.get_peft_model(base, config)  # type: ignore[arg-type]
+        self.body = peft.get_peft_model(base, config)
         self.head, self.merges = nn.Linear(8, CLASSES), merges
 
     def train(self, mode: bool = True) -> Fine:
@@ -60,7 +60,7 @@ def test_an_adapter_of_peft_trains_as_without_the_monitor(merges: bool) -> None:
         loader = DataLoader(TensorDataset(*blobs()), 15, shuffle=True)
         trainer(*callbacks).fit(module, loader)
         states.append(module.state_dict())
-        layers = [m for m in module.modules() if hasattr(m, "merged_adapters")]
+        layers: list[Any] = [m for m in module.modules() if hasattr(m, "merged_adapters")]
         kept.append([list(m.merged_adapters) for m in layers])
     torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
     assert kept == [[[], []], [[], []]]

@@ -84,7 +84,7 @@ class Opened(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         assert self.ready
         assert get_worker_info() is not None
-        draws = {"torch": torch.rand, "numpy": np.random.rand}
+        draws: dict[str, Any] = {"torch": torch.rand, "numpy": np.random.rand}
         drawn = float(draws[self.flips](1)[0]) if self.flips else 0.0
         return torch.arange(3).flip(0) if drawn > 0.5 else torch.arange(3)
 
