@@ -25,7 +25,11 @@ from ncmonitor.callbacks._network import run_network
 from ncmonitor.callbacks._soft_labels import check_labels_usable, refuse_flat_mixup, two_classes
 
 __all__ = [
-    *("BatchToXY", "Forward", "check_labels_usable", "default_batch_to_xy", "run_network"),
+    "BatchToXY",
+    "Forward",
+    "check_labels_usable",
+    "default_batch_to_xy",
+    "run_network",
     "two_classes",
 ]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
+import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -26,46 +28,52 @@ from ncmonitor.callbacks.batches import (
     run_network,
     two_classes,
 )
+from ncmonitor.callbacks.kept_model import KeptModel, current
 from ncmonitor.callbacks.precision import PassPrecision
 from ncmonitor.tap import FeatureTap, Tapped
 
 _LOGGING: Final[tuple[str, ...]] = ("log", "log_dict")
+#: What has been said to be lost, by trainer.
+_SAID: weakref.WeakKeyDictionary[pl.Trainer, set[str]] = weakref.WeakKeyDictionary()
 _SEED: Final = 0  # of the pass's own generators: two readings of one loader give the same data
 
 
 @contextlib.contextmanager
 def evaluating(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None]:
-    """Evaluate inside, and put everything back: modes per module, random states, trainer stage.
+    """Evaluate inside, and put everything back: the model, random states, trainer stage.
 
-    Modes are restored module by module, so that a frozen BatchNorm stays frozen. The trainer is in
-    its validating stage, so that augmentation behind ``if self.trainer.training`` stays off.
-    ``no_grad`` rather than ``inference_mode``: a tensor cached by the model in the pass must
-    remain usable in training.
+    Modes are restored module by module, so that a frozen BatchNorm stays frozen; for what else of
+    the model is, see :class:`~ncmonitor.callbacks.kept_model.KeptModel`. The trainer is in its
+    validating stage, so that augmentation behind ``if self.trainer.training`` stays off.
+    ``no_grad`` rather than ``inference_mode``, which forbids some of what models do.
+
+    Raises:
+        InputError: If the model's ``eval()`` adds, removes or reshapes parameters.
     """
-    modes, stage = {m: m.training for m in module.modules()}, trainer.state.stage
+    stage = trainer.state.stage
     eager: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if "torch._dynamo" in sys.modules:  # compiled graphs would skip hooks placed after them
         eager = torch.compiler.set_stance("force_eager")
     failure: BaseException | None = None
     with isolate_rng(), torch.no_grad(), eager:
-        module.eval()
-        trainer.validating = True
-        loggers = [m for m in modes if hasattr(m, "log_dict")]  # a forward may log what it sees
-        own = [{k: vars(m)[k] for k in _LOGGING if k in vars(m)} for m in loggers]
-        for each in loggers:
-            vars(each).update(dict.fromkeys(_LOGGING, _nothing))
+        kept, lost = KeptModel(module), list[str]()
         try:
-            yield
+            kept.evaluate()
+            trainer.validating = True
+            for each in module.modules():
+                if hasattr(each, "log_dict"):  # a forward may log what it sees
+                    vars(each).update(dict.fromkeys(_LOGGING, _nothing))
+            with kept.current():
+                yield
         except BaseException as error:  # isolate_rng restores only if nothing passes through it
             failure = error
         finally:
-            for each, before in zip(loggers, own, strict=True):
-                for name in _LOGGING:
-                    del vars(each)[name]
-                vars(each).update(before)
             trainer.state.stage = stage
-            for each, training in modes.items():
-                each.training = training
+            try:
+                lost = kept.restore()
+            except BaseException as error:
+                failure = failure or error
+    _say_lost(trainer, lost)
     if failure is not None:
         raise failure
 
@@ -119,24 +127,36 @@ class CleanPass:
         self.batch_to_xy = batch_to_xy or default_batch_to_xy
         self.forward = forward or run_network
         self.advance = advance or _nothing
+        self._first = True
 
     def __iter__(self) -> Iterator[list[tuple[Tensor, ...]]]:
         """Run the network over the loader."""
         for number, (inputs, labels) in enumerate(self.batches()):
-            tapped, labels = self.run(inputs), self._classes(labels)
-            if number == 0:  # in the words of somebody who knows what loaders give
-                check_labels_usable(labels, tapped.features, tapped.logits.shape[-1])
-            labels = as_tensor(labels).to(tapped.features.device)
-            inner = [(features, labels) for features in tapped.layers.values()]
-            yield [(tapped.features, labels, tapped.logits), *inner]
+            yield self.entry(inputs, labels, first=number == 0)
             self.advance()
         self.tap.check()
+
+    def entry(self, inputs: Any, labels: Any, *, first: bool) -> list[tuple[Tensor, ...]]:
+        """Run the network on a batch, and return it with its labels; in the first they are checked.
+
+        Raises:
+            InputError: If the classifier cannot be told, or the labels name no classes.
+        """
+        tapped, labels = self.run(inputs), self._classes(labels)
+        if first:  # in the words of somebody who knows what loaders give
+            check_labels_usable(labels, tapped.features, tapped.logits.shape[-1])
+        labels = as_tensor(labels).to(tapped.features.device)
+        inner = [(features, labels) for features in tapped.layers.values()]
+        return [(tapped.features, labels, tapped.logits), *inner]
 
     def batches(self) -> Iterator[tuple[Any, Any]]:
         """Iterate over inputs and labels, as the network gets them."""
         _seed()
-        for batch in self.loader:
-            inputs, labels = self.batch_to_xy(self._transfer(batch))
+        for number, batch in enumerate(self.loader):
+            self._first = number == 0
+            with self._watching():
+                moved = self._transfer(batch)
+            inputs, labels = self.batch_to_xy(moved)
             yield inputs, self._classes(labels)
 
     def _classes(self, labels: Any) -> Any:
@@ -157,7 +177,29 @@ class CleanPass:
             def again() -> Any:
                 return self.forward(self.module, inputs)
 
-            return self.tap.take(again(), again)
+            with self._watching():
+                return self.tap.take(again(), again)
+
+    def _watching(self) -> contextlib.AbstractContextManager[Any]:
+        """See what is written on in the first batch; later ones are not slowed down by it."""
+        kept = current()
+        return kept.tensors.watching() if kept and self._first else contextlib.nullcontext()
+
+
+def _say_lost(trainer: pl.Trainer, names: list[str]) -> None:
+    """Say once in a trainer's life which parts of the model the pass has changed for good."""
+    said = _SAID.setdefault(trainer, set())
+    new = [name for name in names if name not in said]
+    if not new or not trainer.is_global_zero:
+        return
+    said.update(new)
+    warnings.warn(
+        f"the measuring pass has changed {', '.join(map(repr, new))} of the model, which cannot be "
+        "put back: training may not be what it is without the monitor. Change it in training mode "
+        "alone (if self.training), or keep it in a buffer",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def _nothing(*_: Any, **__: Any) -> None:

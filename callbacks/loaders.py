@@ -14,6 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Itera
 
 from ncmonitor._checks import InputError, nearest
 
+_ORDER_SEED = 0  # of the order of samples, which is the same in every measurement
 _UNTOLD_BATCH_SIZE = 64  # where a batch sampler does not say how large its batches are
 _SETTINGS = (
     *("collate_fn", "num_workers", "worker_init_fn", "pin_memory", "pin_memory_device"),
@@ -49,16 +50,20 @@ def clean_loader(
     samples: int | None = None,
     seed: int = 0,
 ) -> Any:
-    """Return a loader of the same data without shuffling or dropped samples, each sample once.
+    """Return a loader of the same data without dropped samples, each sample once, in fixed order.
 
     Every ``DataLoader`` becomes a plain one with its collate function and worker settings; what a
-    subclass does in its own ``__iter__`` is not done. Of its samplers, those that only select are
-    kept, in the order of their indices: explicit lists, ``SubsetRandomSampler`` and others with
-    an ``indices`` attribute, also inside Lightning's ``DistributedSamplerWrapper``. Any other is
-    replaced by the whole data set in order: shuffling, weighted, distributed, batch and custom
-    samplers. Rank r of R reads the samples from nr/R to n(r + 1)/R; a list or tuple of batches is
-    shared out likewise. Streams (iterable data sets, other iterables) are read as they are by
-    every rank.
+    subclass does in its own ``__iter__`` is not done. Of its samplers, those that only select keep
+    their selection: explicit lists, ``SubsetRandomSampler`` and others with an ``indices``
+    attribute, also inside Lightning's ``DistributedSamplerWrapper``. Any other is replaced by the
+    whole data set: shuffling, weighted, distributed, batch and custom samplers.
+
+    The samples come in one shuffled order, the same each time. Data sets are often sorted by class,
+    and a batch of one class is no batch that a network with statistics of the batch (BatchNorm
+    without running ones) is trained on. Rank r of R reads the samples from nr/R to n(r + 1)/R of
+    that order. Batches that the data set itself makes, and lists or tuples of batches, stay as they
+    are and are shared out likewise. Streams (iterable data sets, other iterables) are read as they
+    are by every rank.
 
     To be iterated with the random states put aside: even without shuffling, a ``DataLoader`` draws
     from the global generator, which would change the training.
@@ -71,8 +76,8 @@ def clean_loader(
         ranks: Number of processes that share the data.
         batch_size: Samples per batch instead of the loader's own; ignored where the data set
             itself makes the batches (``batch_size=None`` without a batch sampler).
-        samples: So many of a data set's samples, the same ones each time, in their order;
-            ``None``: all. Of streams and lists of batches the reader takes the first.
+        samples: So many of a data set's samples, the same ones each time; ``None``: all. Of
+            streams and lists of batches the reader takes the first.
         seed: Of that choice.
 
     Raises:
@@ -82,18 +87,20 @@ def clean_loader(
         clean, scale = loader, 1.0
         if isinstance(loader, DataLoader):
             own = loader.batch_size
-            clean = _rebuilt(loader, batch_size=own and (batch_size or own))
+            clean = rebuilt(loader, batch_size=own and (batch_size or own))
             scale = own / (batch_size or own) if own else 1.0
         return FirstBatches(clean, math.ceil(batches * scale)) if batches < math.inf else clean
     if isinstance(loader, DataLoader):
         keys, size = sample_keys(loader), _samples_per_batch(loader)
         keys = keys[: int(batches) * size * ranks] if limited and batches < math.inf else keys
-        part = _part(_some(keys, samples, seed), rank, ranks)
-        if loader.batch_sampler is None:
-            fetched = fetches_lists(loader)
-            order = BatchSampler(part, batch_size or size, drop_last=False) if fetched else part
-            return _rebuilt(loader, batch_size=None, sampler=order)
-        return _rebuilt(loader, batch_size=batch_size or size, sampler=part)
+        keys, fetched = _some(keys, samples, seed), fetches_lists(loader)
+        if loader.batch_sampler is None and not fetched:
+            return rebuilt(loader, batch_size=None, sampler=_part(keys, rank, ranks))
+        part = _part(_shuffled(keys), rank, ranks)
+        if fetched:
+            order = BatchSampler(part, batch_size or size, drop_last=False)
+            return rebuilt(loader, batch_size=None, sampler=order)
+        return rebuilt(loader, batch_size=batch_size or size, sampler=part)
     # The trainer gives every rank the whole list: no factor for the ranks.
     every = loader[: int(batches)] if limited and batches < math.inf else loader
     return _part(every, rank, ranks)
@@ -179,12 +186,13 @@ def size_of(loader: Any) -> int | None:
     return len(order)  # type: ignore[arg-type]
 
 
-def _rebuilt(loader: DataLoader[Any], **order: Any) -> DataLoader[Any]:
+def rebuilt(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
+    """Return a plain loader of the same data set and settings, but for some."""
     # Not kept: persistent_workers (every measurement's workers would live on beside the training's
     # and carry their random states from one look at the data into the next), in_order=False
     # (two looks must give one order) and the generator (iterating would move it on).
     kept = {name: getattr(loader, name) for name in _SETTINGS}
-    return DataLoader(loader.dataset, **kept, **order)
+    return DataLoader(loader.dataset, **(kept | changes))
 
 
 def _some(keys: Sequence[Any], samples: int | None, seed: int) -> Sequence[Any]:
@@ -194,6 +202,11 @@ def _some(keys: Sequence[Any], samples: int | None, seed: int) -> Sequence[Any]:
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(keys), generator=generator)[:samples].sort().values
     return [keys[index] for index in chosen.tolist()]
+
+
+def _shuffled(keys: Sequence[Any]) -> Sequence[Any]:
+    order = torch.randperm(len(keys), generator=torch.Generator().manual_seed(_ORDER_SEED))
+    return [keys[index] for index in order.tolist()]
 
 
 def _part(data: Sequence[Any], rank: int, ranks: int) -> Sequence[Any]:

@@ -19,6 +19,7 @@ from ncmonitor._labels import clean_batch
 from ncmonitor._tensors import check_floating
 from ncmonitor.bank import Budget, FeatureBank
 from ncmonitor.callbacks.averaging import measured_weights
+from ncmonitor.callbacks.batch_dependence import check_batch_dependence
 from ncmonitor.callbacks.clean_pass import CleanPass, evaluating, renew_weight
 from ncmonitor.callbacks.options import Options
 from ncmonitor.callbacks.precision import PassPrecision
@@ -164,7 +165,9 @@ class Measurement:
         with self._prepared(), self._tap() as tap:
             reading = self._pass(loader, tap)
             try:
-                first = next(iter(reading))
+                inputs, labels = next(iter(reading.batches()))
+                first = reading.entry(inputs, labels, first=True)
+                tap.check()
             except (InputError, torch.OutOfMemoryError):
                 raise
             except StopIteration:
@@ -179,8 +182,11 @@ class Measurement:
             self._settle(tap, first)
             if self._reduce != reduced:  # its layers were reduced before the labels were known
                 with self._tap() as tap:
-                    first = next(iter(self._pass(loader, tap)))
+                    first = self._pass(loader, tap).entry(inputs, labels, first=False)
             self._measure_one(tap, first)
+            said = check_batch_dependence(reading, inputs)
+        if said is not None and self.trainer.is_global_zero:
+            warnings.warn(said, stacklevel=2)
         _refuse_filled(lazy - _lazy_tensors(self.module))
 
     def _settle(self, tap: FeatureTap, batch: Sequence[tuple[Tensor, ...]]) -> None:

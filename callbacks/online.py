@@ -15,6 +15,7 @@ from ncmonitor._heads import Head
 from ncmonitor._tensors import as_tensor
 from ncmonitor.callbacks.batches import BatchToXY, two_classes
 from ncmonitor.callbacks.clean_pass import renew_weight
+from ncmonitor.callbacks.kept_model import KeptModel
 from ncmonitor.classifier import Classifier
 from ncmonitor.evaluate import first_report
 from ncmonitor.looks import FirstLook
@@ -104,7 +105,7 @@ class Online:
             with _in_eval_mode(classifier):
                 renew_weight(classifier)
                 head = Classifier(self._tap.weight, self._tap.bias)
-            return first_report(look, head, self._settings)
+                return first_report(look, head, self._settings)
 
     def _fresh(self) -> FirstLook:
         return FirstLook(self._num_classes, None, self._settings.ignore_index)
@@ -112,18 +113,17 @@ class Online:
 
 @contextlib.contextmanager
 def _in_eval_mode(classifier: nn.Module) -> Iterator[None]:
-    """Let a parametrised weight be read without a trace.
+    """Let the weight that the classifier has in eval mode be read without a trace.
 
-    In training mode reading it may change it: spectral norm makes a step of its power iteration.
+    A parametrised one may change when it is read in training mode: spectral norm makes a step of
+    its power iteration. An adapter may be merged into it by ``eval()``.
     """
-    modes = {m: m.training for m in classifier.modules()}
+    kept = KeptModel(classifier)
     try:
-        for module in modes:
-            module.training = False
+        kept.evaluate()
         yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        kept.restore()
 
 
 def check_online(module: pl.LightningModule, head: Head) -> None:

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from ncmonitor._checks import InputError
+from ncmonitor.callbacks.kept_model import current
 from ncmonitor.ranks import ALONE, Alone, Ranks
 
 #: Base classes of strategies that leave no rank with a whole network, and what they do to it.
@@ -59,6 +60,9 @@ def one_network(module: pl.LightningModule, ranks: Alone) -> Iterator[None]:
     at the beginning of the last step: the ranks hold slightly different networks. Rank zero's is
     the one that checkpoints save.
     """
+    kept = current()
+    if kept is not None:
+        kept.add_tensors()  # those of an average stand in by now
     if ranks.size == 1:
         yield
         return

@@ -91,7 +91,7 @@ class Head:
     def bound(self, model: nn.Module | None) -> Self:
         """Return the same head of another model of the same architecture; ``None``: of none."""
         module = None if model is None else modules_of(model)[self.name]
-        return dataclasses.replace(self, module=module)
+        return dataclasses.replace(self, module=module)  # type: ignore[arg-type]
 
     @property
     def one_logit(self) -> bool:
@@ -387,9 +387,11 @@ def source_name(source: Any) -> str:
 
 def found_weight(model: nn.Module | None, name: str) -> Tensor | None:
     """Return a parameter or buffer by its dotted name, a parametrised one as it is used."""
+    if model is None:
+        return None
     owner, _, last = name.rpartition(".")
     try:
-        module = model.get_submodule(owner) if model is not None else None
+        module = model.get_submodule(owner)
     except AttributeError:
         return None
     found = getattr(module, last, None)

@@ -269,10 +269,11 @@ def _fitted(
             if found is None:
                 return None
             link = found
-    for one, two, more in zip(made, returned, slack or [None] * len(made), strict=True):
-        rows = link.chosen_rows(one, two, more)[0] if chosen else None
-        more = more if rows is None or more is None else more[rows]
-        if not bool(link.worst(one, two, rows, more) <= 1):
+    for number, (one, two) in enumerate(zip(made, returned, strict=True)):
+        more = None if slack is None else slack[number]
+        places = link.chosen_rows(one, two, more)[0] if chosen else None
+        more = more if places is None or more is None else more[places]
+        if not bool(link.worst(one, two, places, more) <= 1):
             return None
     return link
 

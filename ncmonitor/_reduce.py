@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ncmonitor._checks import InputError
-from ncmonitor._heads import tensors
+from ncmonitor._links import tensors
 
 Reduce = Literal["gap", "flatten", "tokens"] | Callable[[Tensor], Tensor]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -209,7 +209,7 @@ class FeatureTap:
         self.forget()
         if self.head is None:
             anew = self._find(returned, again)
-            if self.head is not None and (self.head.copies or self.head.module not in calls):
+            if self._must_read(calls):
                 returned = anew  # nobody listened to a head of this kind, or kept its output
                 calls, seen = self._calls, self._seen
             self.forget()
@@ -253,6 +253,9 @@ class FeatureTap:
             self.head, self._reader = head, None
             self._place()
             return again()  # a model may keep what it computed last: nothing of ours
+
+    def _must_read(self, calls: Mapping[nn.Module, Any]) -> bool:
+        return self.head is not None and (self.head.copies or self.head.module not in calls)
 
     def _known_reader(self) -> HeadReader:
         if self._reader is None:

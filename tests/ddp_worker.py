@@ -28,7 +28,16 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from ncmonitor.callbacks import NeuralCollapse, SymmetryMonitor, TerminalPhase
 from ncmonitor.symmetry import Action, Group
-from toys import DIM, Toy, TrainOnly, blobs, train_loader, trainer, val_loader
+from toys import (
+    DIM,
+    Toy,
+    TrainOnly,
+    blobs,
+    blobs_read_by_class,
+    train_loader,
+    trainer,
+    val_loader,
+)
 
 
 def rank() -> int:
@@ -72,9 +81,8 @@ class Own(IterableDataset[tuple[Tensor, Tensor]]):
 
 
 def sorted_loader() -> DataLoader[Any]:
-    inputs, labels = blobs()
-    order = labels.argsort(stable=True)  # no rank has every class
-    return DataLoader(TensorDataset(inputs[order], labels[order]), batch_size=8, shuffle=True)
+    """No rank reads every class."""
+    return DataLoader(TensorDataset(*blobs_read_by_class()), batch_size=8, shuffle=True)
 
 
 class Fits:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ncmonitor.callbacks import CollapseFigures, NeuralCollapse, figure_sketch
 from ncmonitor.companions import Block
-from toys import Toy, TrainOnly, blobs, trainer
+from toys import Toy, TrainOnly, blobs_read_by_class, trainer
 
 
 class FailsOnOne(figure_sketch.Sketch):
@@ -26,10 +26,8 @@ class FailsOnOne(figure_sketch.Sketch):
 
 
 def loader() -> DataLoader[Any]:
-    """Sorted by class: in the clean pass, rank zero reads the first half in this order."""
-    inputs, labels = blobs()
-    order = labels.argsort(stable=True)
-    return DataLoader(TensorDataset(inputs[order], labels[order]), batch_size=8, shuffle=True)
+    """Rank zero reads the first half of the classes in the clean pass."""
+    return DataLoader(TensorDataset(*blobs_read_by_class()), batch_size=8, shuffle=True)
 
 
 def fit(*callbacks: pl.Callback) -> tuple[Toy, bool]:

@@ -115,6 +115,7 @@ class Buffer(nn.Module):
     def __init__(self, *shape: int) -> None:
         super().__init__()
         self.turned = shape[0] == DIM
+        self.etf: Tensor
         self.register_buffer("etf", torch.randn(*shape))
 
     def forward(self, h: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from ncmonitor.callbacks.measurement import Measurement
 from ncmonitor.callbacks.rows import layer_split, names_of
 from ncmonitor.history import NULL_SPLIT, ONLINE_SPLIT
 from ncmonitor.metrics import SHAPE
+from toys import measured_order
 
 # -- two fits --------------------------------------------------------------------------------------
 
@@ -174,12 +175,18 @@ class Hand(NamedTuple):
 
 
 def firsts(data: tuple[Any, Tensor], count: int | None) -> tuple[Any, Tensor]:
-    return at(data[0], slice(count)), data[1][:count]
+    """Return the first samples in the order of a measurement.
+
+    It decides which labels a shuffle gives to whom, and which samples share a kernel's call.
+    """
+    inputs, labels = at(data[0], slice(count)), data[1][:count]
+    order = measured_order(len(labels))
+    return at(inputs, order), labels[order]
 
 
 @torch.no_grad()
 def collect(how: ByHand, module: Any, data: tuple[Any, Tensor], size: int = BATCH) -> Hand:
-    """Run the trained module over raw tensors, in the data set's order."""
+    """Run the trained module over raw tensors, in their order."""
     labels = data[1]
     module.eval()
     if how.dtype is not None:

@@ -24,6 +24,19 @@ def blobs(samples: int = 45, *, seed: int = 0, noise: float = 0.5) -> tuple[Tens
     return means[labels] + noise * torch.randn(samples, 6, generator=generator), labels
 
 
+def measured_order(samples: int) -> Tensor:
+    """Return the order in which a measurement reads the samples of a data set."""
+    return torch.randperm(samples, generator=seeded(0))
+
+
+def blobs_read_by_class() -> tuple[Tensor, Tensor]:
+    """The blobs, placed so that a measurement reads one class after the other."""
+    inputs, labels = blobs()
+    order = torch.empty(len(labels), dtype=torch.long)
+    order[measured_order(len(labels))] = labels.argsort(stable=True)
+    return inputs[order], labels[order]
+
+
 def val_blobs() -> tuple[Tensor, Tensor]:
     """Overlapping classes: their own means and the training set's decide differently."""
     return blobs(30, seed=4, noise=2.5)

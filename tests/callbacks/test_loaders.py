@@ -1,4 +1,4 @@
-"""What a measurement reads: every sample once and in order, on any number of ranks."""
+"""What a measurement reads: every sample once, in one order, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -67,7 +67,11 @@ def batches(loader: Any) -> list[list[int]]:
 
 
 def samples(loader: Any) -> list[int]:
-    return list(itertools.chain(*batches(loader)))
+    return flat(batches(loader))
+
+
+def flat(parts: list[list[int]]) -> list[int]:
+    return list(itertools.chain(*parts))
 
 
 def loader(**settings: Any) -> DataLoader[Any]:
@@ -122,39 +126,58 @@ class Weighted(DistributedSampler[int]):
     ],
     ids=lambda settings: "-".join(settings),
 )
-def test_every_sample_is_read_once_and_in_order(settings: dict[str, Any]) -> None:
+def test_every_sample_is_read_once_in_one_shuffled_order(settings: dict[str, Any]) -> None:
     clean = clean_loader(loader(**settings))
+    first = batches(clean)
 
-    assert batches(clean) == [EVERY[:4], EVERY[4:8], EVERY[8:]]
+    assert sorted(flat(first)) == EVERY
+    assert flat(first) != EVERY
+    assert [len(batch) for batch in first] == [4, 4, 2]
+    assert batches(clean) == batches(clean_loader(loader())) == first
     assert size_of(clean) == 10
+
+
+def test_the_global_generators_do_not_decide_the_order() -> None:
+    orders = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        orders.append(samples(clean_loader(loader(shuffle=True))))
+    assert orders[0] == orders[1]
+
+
+def test_data_sorted_by_class_come_in_batches_of_many_classes() -> None:
+    clean = clean_loader(DataLoader(Numbers(1000), batch_size=50))
+    assert all(len({i // 100 for i in batch}) > 5 for batch in batches(clean))  # ten classes
 
 
 @pytest.mark.parametrize(
     "indices", [[7, 2, 5], [7, 2, 2, 5, 7], torch.tensor([7, 2, 5]), np.array([7, 2, 5])]
 )
-def test_a_subset_is_kept_in_the_order_of_its_indices(indices: Any) -> None:
+def test_a_subset_is_kept(indices: Any) -> None:
     clean = clean_loader(loader(sampler=SubsetRandomSampler(indices)))
 
-    assert samples(clean) == [7, 2, 5]
+    assert sorted(samples(clean)) == [2, 5, 7]
     assert all(type(key) is int for key in clean.sampler)
 
 
 def test_an_explicit_list_is_a_subset() -> None:
-    assert samples(clean_loader(loader(sampler=[7, 2, 2, 5]))) == [7, 2, 5]
-    assert samples(clean_loader(loader(sampler=range(2, 5)))) == [2, 3, 4]
+    assert sorted(samples(clean_loader(loader(sampler=[7, 2, 2, 5])))) == [2, 5, 7]
+    assert sorted(samples(clean_loader(loader(sampler=range(2, 5))))) == [2, 3, 4]
 
 
 def test_an_explicit_list_of_batches_is_a_subset() -> None:
     for listed in ([[7, 2], [5, 7]], ((7, 2), (5, 7))):
         given: Any = listed
         clean = clean_loader(DataLoader(Numbers(), batch_sampler=given))
-        assert samples(clean) == [7, 2, 5]
+        assert sorted(samples(clean)) == [2, 5, 7]
 
 
 def test_a_subset_within_a_batch_sampler_is_kept() -> None:
     sampler = BatchSampler(SubsetRandomSampler([7, 2, 5]), 2, drop_last=True)
 
-    assert batches(clean_loader(DataLoader(Numbers(), batch_sampler=sampler))) == [[7, 2], [5]]
+    found = batches(clean_loader(DataLoader(Numbers(), batch_sampler=sampler)))
+    assert [len(batch) for batch in found] == [2, 1]
+    assert sorted(flat(found)) == [2, 5, 7]
 
 
 @pytest.mark.parametrize("wrapper", [DistributedSamplerWrapper, OtherWrapper])
@@ -162,14 +185,18 @@ def test_a_subset_that_lightning_distributed_is_shared_out_by_ranks(wrapper: Any
     shuffled = wrapper(SubsetRandomSampler([7, 2, 5, 9]), num_replicas=3, rank=1)
     ranks = [clean_loader(loader(sampler=shuffled), rank=r, ranks=3) for r in range(3)]
 
-    assert [samples(rank) for rank in ranks] == [[7], [2], [5, 9]]
+    found = [samples(rank) for rank in ranks]
+    assert [len(rank) for rank in found] == [1, 1, 2]
+    assert sorted(flat(found)) == [2, 5, 7, 9]
 
 
 def test_a_weighting_that_lightning_distributed_is_replaced() -> None:
     inner = WeightedRandomSampler([0.0] * 9 + [1.0], 30)
     wrapped = DistributedSamplerWrapper(inner, num_replicas=2, rank=1)
 
-    assert samples(clean_loader(loader(sampler=wrapped), rank=1, ranks=2)) == EVERY[5:]
+    found = [samples(clean_loader(loader(sampler=wrapped), rank=r, ranks=2)) for r in range(2)]
+    assert sorted(flat(found)) == EVERY
+    assert len(found[1]) == 5
 
 
 def test_a_batch_sampler_gives_its_batch_size_if_it_has_one() -> None:
@@ -197,8 +224,10 @@ def test_a_data_set_that_is_asked_for_lists_of_indices_still_is(wrap: bool) -> N
     sampler = DistributedSamplerWrapper(sampler, num_replicas=1, rank=0) if wrap else sampler
     fetching = DataLoader(Numbers(), batch_size=None, sampler=sampler)
 
-    assert batches(clean_loader(fetching)) == [EVERY[:4], EVERY[4:8], EVERY[8:]]
-    assert batches(clean_loader(fetching, batch_size=8)) == [EVERY[:8], EVERY[8:]]
+    found = batches(clean_loader(fetching))
+    assert found == batches(clean_loader(loader()))
+    order = flat(found)
+    assert batches(clean_loader(fetching, batch_size=8)) == [order[:8], order[8:]]
     assert size_of(clean_loader(fetching)) == 10
 
 
@@ -225,7 +254,8 @@ def test_a_subclass_keeps_its_collate_function_and_worker_settings() -> None:
     assert clean.multiprocessing_context is theirs.multiprocessing_context
     assert clean.worker_init_fn is nothing
     assert not clean.persistent_workers
-    assert samples(clean_loader(Doubling(Numbers(), 2, batch_size=5))) == list(range(0, 20, 2))
+    doubled = samples(clean_loader(Doubling(Numbers(), 2, batch_size=5)))
+    assert sorted(doubled) == list(range(0, 20, 2))
 
 
 def test_memory_is_pinned_where_the_user_pins_it() -> None:
@@ -250,7 +280,7 @@ def test_a_data_set_without_a_length_is_refused_unless_its_keys_are_listed() -> 
 
     with pytest.raises(InputError, match=r"Unsized has no length.*sampler= a list of the keys"):
         clean_loader(DataLoader(Unsized(), sampler=Repeating()))
-    assert samples(clean_loader(DataLoader(Unsized(), sampler=[4, 2]))) == [4, 2]
+    assert sorted(samples(clean_loader(DataLoader(Unsized(), sampler=[4, 2])))) == [2, 4]
 
 
 # -- on several ranks ------------------------------------------------------------------------------
@@ -263,7 +293,9 @@ def test_ranks_share_the_data_without_gap_or_copy(count: int, ranks: int) -> Non
     shards = [clean_loader(user, rank=rank, ranks=ranks) for rank in range(ranks)]
     sizes = [len(samples(shard)) for shard in shards]
 
-    assert [i for shard in shards for i in samples(shard)] == EVERY[:count]
+    found = [i for shard in shards for i in samples(shard)]
+    assert sorted(found) == EVERY[:count]
+    assert found == samples(clean_loader(user))  # the order of one process
     assert max(sizes) - min(sizes) <= 1
     assert [size_of(shard) for shard in shards] == sizes
 
@@ -302,16 +334,17 @@ def test_a_stream_is_read_whole_by_every_rank_with_one_warning() -> None:
 
 
 def test_a_limit_holds_for_sized_data_only_if_asked_for() -> None:
-    assert samples(clean_loader(loader(), 1)) == EVERY
-    assert samples(clean_loader(loader(), 1, limited=True)) == EVERY[:4]
-    assert samples(clean_loader(loader(), limited=True)) == EVERY
+    assert sorted(samples(clean_loader(loader(), 1))) == EVERY
+    assert sorted(samples(clean_loader(loader(), 1, limited=True))) == EVERY[:4]
+    assert sorted(samples(clean_loader(loader(), limited=True))) == EVERY
 
 
 def test_a_limit_is_per_rank() -> None:
     user = loader(sampler=SubsetRandomSampler(EVERY[::-1]), batch_size=2)
     shards = [samples(clean_loader(user, 2, limited=True, rank=r, ranks=2)) for r in range(2)]
 
-    assert shards == [[9, 8, 7, 6], [5, 4, 3, 2]]
+    assert [len(shard) for shard in shards] == [4, 4]
+    assert sorted(flat(shards)) == EVERY[2:]
 
 
 def test_a_limited_list_is_shared_and_not_multiplied() -> None:
@@ -323,8 +356,10 @@ def test_a_limited_list_is_shared_and_not_multiplied() -> None:
 
 
 def test_another_batch_size_changes_no_sample() -> None:
-    assert batches(clean_loader(loader(), 1, limited=True, batch_size=2)) == [[0, 1], [2, 3]]
-    assert batches(clean_loader(loader(), batch_size=8)) == [EVERY[:8], EVERY[8:]]
+    smaller = batches(clean_loader(loader(), 1, limited=True, batch_size=2))
+    assert [len(batch) for batch in smaller] == [2, 2]
+    assert sorted(flat(smaller)) == EVERY[:4]
+    assert samples(clean_loader(loader(), batch_size=8)) == samples(clean_loader(loader()))
 
 
 def test_a_stream_ends_where_the_trainer_stops_reading() -> None:

@@ -35,6 +35,7 @@ from toys import (
     Toy,
     TrainOnly,
     blobs,
+    measured_order,
     train_loader,
     trainer,
     val_blobs,
@@ -76,9 +77,10 @@ def everything_after_a_fit(*monitors: pl.Callback) -> dict[str, Any]:
 
 
 def without_measuring(order: list[int], size: int, epochs: int) -> list[int]:
-    """Drop what the measurement read: each pass reads 0, 1, 2, ... once, around the epochs."""
-    passes = list(range(size))
-    probe = [*passes[:16], 0, 0]  # a batch, and a sample twice: augmented, as the first one shows
+    """Drop what the measurement read: each pass reads each sample once, around the epochs."""
+    passes = measured_order(size).tolist()
+    twice = [passes[place] for place in (0, size // 2, size - 1) for _ in range(2)]
+    probe = [*passes[:16], *twice]  # a batch; and is there augmentation?
     assert order[: len(probe)] == probe
     rest = order[len(probe) :]
     kept: list[int] = []
