@@ -12,8 +12,8 @@ from torch import Tensor
 from ncmonitor._checks import InputError
 from ncmonitor._labels import check_kind, flatten_tokens
 from ncmonitor._tensors import as_tensor
-from ncmonitor.conventions import IGNORE_INDEX
 from ncmonitor.callbacks._entries import TO_XY, described, holds_tensors, holds_words, label_key
+from ncmonitor.conventions import IGNORE_INDEX
 
 _MIXUP: Final = (
     "soft labels or mixup: no single class per sample; pass {one} if the hard class is meant, or "

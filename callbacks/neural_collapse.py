@@ -66,7 +66,7 @@ class NeuralCollapse(Base):
 
     After each scheduled epoch the network runs once, in eval mode at fixed weights, over the clean
     training set and over the validation set. Training is bit-identical to training without the
-    callback, for a forward and a data set without state of their own. Logged through ``log_dict``
+    callback, but for what README's Limits list. Logged through ``log_dict``
     as ``nc/<split>/<metric>`` and ``nc/tpt/<name>`` against ``nc/epoch``, the number of completed
     epochs (0: the untrained network); kept in :attr:`history`, in the run's ``history.csv`` and in
     checkpoints. ``trainer.test`` and ``trainer.validate`` are measured too, against the class means
@@ -77,7 +77,7 @@ class NeuralCollapse(Base):
 
     Args:
         classifier: The last linear layer by name, shell pattern or as a module, when it cannot be
-            found.
+            found; or ``(module, weight)``, as in :class:`~ncmonitor.tap.FeatureTap`.
         num_classes: Number of classes, checked against the classifier's outputs.
         schedule: ``"every_epoch"`` (the default), a period, a list of completed epochs, ``"log"``
             or ``"papyan"``; the untrained network and the last epoch are always measured, with

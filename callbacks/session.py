@@ -178,7 +178,7 @@ class Session:
             return
         self._noted = True
         report = self.trained[""]
-        outputs, present = self.measurement.num_classes, report.n_classes_present
+        outputs, present = self.measurement.num_classes, int(report.n_classes_present)
         if present < outputs and not is_dry_run(self.measurement.trainer):
             self._warn(
                 f"the classifier has {outputs} outputs, but the training set holds samples of "

@@ -152,7 +152,7 @@ class HeadReader:
         if sure or again is None:
             return rows
         head = self.head
-        output = isinstance(head, GivenHead) and head.output or not isinstance(head, GivenHead)
+        output = head.output if isinstance(head, GivenHead) else True
         scale = 1.0 if isinstance(head, GivenHead) else None
         done = trial(self._model, again, Place(head.module, output, scale), seed=5)
         noise = done.noise.movedim(1, -1) if head.channels_first else done.noise

@@ -250,7 +250,7 @@ def _given_head(model: nn.Module, again: Again, given: GivenPair) -> Head:
     own = next((each for each in ran if each.module is given.module), None)
     if own is None or own.calls != 1:
         raise advice.not_once(given.name, 0 if own is None else own.calls)
-    weight, bias = read_source(given.source, model)
+    weight, _ = read_source(given.source, model)
     head = pair_head(model, again, given)
     if head is None:
         raise advice.weight_not_used(given, weight, returned)
@@ -263,7 +263,7 @@ def pair_head(model: nn.Module, again: Again, given: GivenPair) -> GivenHead | N
     The features are what the module takes, or what it gives, whichever the model proves; the weight
     or its transpose, rows and features as they are or at unit length.
     """
-    weight, bias = read_source(given.source, model)
+    weight, _ = read_source(given.source, model)
     longest = float(weight.float().norm(dim=1).square().mean().sqrt())
     scale = 3.0 / longest if longest > 0 else 1.0
     for output in (False, True):

@@ -270,8 +270,9 @@ class GivenHead(Head):
 
     def slack(self, features: Tensor, weight: Tensor) -> Tensor | None:
         """Return ``‖h‖ max‖w‖`` of every row."""
-        longest = weight.to(features.device).float().norm(dim=1).max()
-        return features.float().reshape(-1, features.shape[-1]).norm(dim=1)[:, None] * longest
+        longest: Tensor = weight.to(features.device).float().norm(dim=1).max()
+        lengths: Tensor = features.float().reshape(-1, features.shape[-1]).norm(dim=1)
+        return lengths[:, None] * longest
 
     def misfit(self, features: Tensor, made: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return 0: the output is computed with this weight."""
@@ -279,7 +280,7 @@ class GivenHead(Head):
 
 
 def linear_misfit(features: Tensor, made: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return how far ``W h + b`` is from the output ``(n, K)``, in units of what rounding allows."""
+    """Return how far ``W h + b`` is from the output ``(n, K)``, in units of rounding."""
     wide = torch.float64 if made.dtype == torch.float64 else torch.float32
     with exact_arithmetic(made.device):
         h, w = features.to(wide), weight.to(made.device, wide)
@@ -362,7 +363,7 @@ def _is_adapter_or_layer(module: nn.Module, dim: int, width: int) -> bool:
             for p in parts
         ) or any(is_pointwise(p) and p.out_channels == width for p in parts)
     own = (*module.parameters(), *module.buffers())
-    return any(t.is_floating_point() and t.ndim > 1 and width in t.shape for t in own)
+    return any(t.ndim > 1 and width in t.shape for t in own)  # also packed as integers
 
 
 # -- one logit -------------------------------------------------------------------------------------
@@ -382,7 +383,7 @@ def source_name(source: Any) -> str:
         return source
     if isinstance(source, Tensor):
         return f"a weight of shape {tuple(source.shape)}"
-    return getattr(source, "__name__", type(source).__name__)
+    return str(getattr(source, "__name__", type(source).__name__))
 
 
 def found_weight(model: nn.Module | None, name: str) -> Tensor | None:
@@ -394,7 +395,7 @@ def found_weight(model: nn.Module | None, name: str) -> Tensor | None:
         module = model.get_submodule(owner)
     except AttributeError:
         return None
-    found = getattr(module, last, None)
+    found: object = getattr(module, last, None)
     return found if isinstance(found, Tensor) else None
 
 

@@ -1,4 +1,4 @@
-"""Running a model with one tensor inside it replaced: what the model returns depends on it alone?"""
+"""Running a model with one tensor inside it replaced: does what it returns depend on that alone?"""
 
 from __future__ import annotations
 
@@ -76,9 +76,9 @@ def trials(
         if module not in first.around and seen == second.seen.get(module) and _owns(module)
     ]
     for sign in (1.0, -1.0):
-        with _disturbed(model, apart, set(first.seen), sign):
-            with contextlib.suppress(Exception):  # no network promises to bear noise everywhere
-                done.append(_Run(model, place, seed=3).trial(again, inside))
+        # No network promises to bear noise everywhere.
+        with _disturbed(model, apart, set(first.seen), sign), contextlib.suppress(Exception):
+            done.append(_Run(model, place, seed=3).trial(again, inside))
     return done
 
 

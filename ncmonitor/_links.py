@@ -6,7 +6,8 @@ the head's output:
 ============== =================================================================
 ``identity``   z
 ``scale``      t z with one t > 0 (a temperature, a logit scale)
-``softmax``    softmax(z); of one logit sigmoid(z)
+``softmax``    softmax(z)
+``sigmoid``    sigmoid(z), class by class
 ``log_softmax`` log softmax(z)
 ``softcap``    c tanh(z / c)
 ``mask``       z + m with one vector m (-inf for padding classes)
@@ -27,12 +28,11 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 #: In the order in which they are tried: the plainest explanation of the values wins.
-KINDS: Final = ("identity", "scale", "softmax", "log_softmax", "softcap", "mask")
+KINDS: Final = ("identity", "scale", "softmax", "log_softmax", "sigmoid", "softcap", "mask")
 #: Of these the returned values are no logits, or have lost digits: the head's own are taken.
-_OWN: Final = ("softmax", "log_softmax")
+_OWN: Final = ("softmax", "log_softmax", "sigmoid")
 _SLACK: Final = 8.0  # rounding units: two or three operations, each within one
 _ROWS: Final = 512  # from which a scale or a mask is found
 _BLOCK: Final = 2**22  # elements compared at once
@@ -104,9 +104,11 @@ class Link:
         if self.kind == "scale":
             return rows * self.value
         if self.kind == "softmax":
-            return rows.sigmoid() if rows.shape[1] == 1 else rows.softmax(1)
+            return rows.softmax(1)
         if self.kind == "log_softmax":
-            return functional.logsigmoid(rows) if rows.shape[1] == 1 else rows.log_softmax(1)
+            return rows.log_softmax(1)
+        if self.kind == "sigmoid":
+            return rows.sigmoid()
         if self.kind == "softcap":
             return (rows / self.value).tanh() * self.value
         if self.kind == "mask":
@@ -159,10 +161,10 @@ class Link:
         expected = self.apply(found)
         size = _finite(found).abs().amax(1, keepdim=True) + more
         if self.kind == "shift":
+            allowed = size + given.abs().amax(1, keepdim=True)  # of distances: ‖h‖² and all
             expected = expected - expected.mean(1, keepdim=True)
             given = given - given.mean(1, keepdim=True)
-            allowed = size + given.abs().amax(1, keepdim=True)
-        elif self.kind == "softmax":
+        elif self.kind in ("softmax", "sigmoid"):
             allowed = expected.abs() * (1 + size)
         elif self.kind == "log_softmax":
             allowed = expected.abs() + size + 1

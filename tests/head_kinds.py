@@ -6,6 +6,7 @@ batches of 1, 8 and 64, and prints how many were silently wrong.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -24,7 +25,7 @@ BATCHES = (1, 8, 64)
 
 def trunk() -> nn.Sequential:
     sizes = [INPUTS, DIM, DIM, DIM, DIM, DIM]  # with its head: six layers
-    layers = [(nn.Linear(a, b), nn.ReLU()) for a, b in zip(sizes, sizes[1:], strict=False)]
+    layers = [(nn.Linear(a, b), nn.ReLU()) for a, b in itertools.pairwise(sizes)]
     return nn.Sequential(*(part for pair in layers for part in pair))
 
 
@@ -182,8 +183,8 @@ class Tied(nn.Module):
 class Kind(NamedTuple):
     """A network of K classes.
 
-    ``head`` is the name that has to be found, ``None``: refused; ``passed`` is then what the message
-    must name, and ``pair`` its weight and features in float64, computed from the network by hand.
+    ``head`` is the name that has to be found; ``None``: it must be refused, and ``passed`` is then
+    what the message says to pass.
     """
 
     make: Callable[[int], nn.Module]

@@ -83,10 +83,13 @@ class Scaled(nn.Module):
         return self.logit_scale.exp() * self.head(self.body(x))
 
 
-_BERT = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "num_labels": CLASSES}  # fmt: skip
+_SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+_SMALL |= {"intermediate_size": 16, "num_labels": CLASSES}
+_BERT = _SMALL | {"vocab_size": 32}
 _LLAMA = _BERT | {"num_key_value_heads": 2, "pad_token_id": 0}
-_VIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 16, "patch_size": 8, "num_labels": CLASSES}  # fmt: skip
-_GPT2 = {"vocab_size": 32, "n_embd": 16, "n_layer": 1, "n_head": 2, "pad_token_id": 0, "num_labels": CLASSES}  # fmt: skip
+_VIT = _SMALL | {"image_size": 16, "patch_size": 8}
+_GPT2 = {"vocab_size": 32, "n_embd": 16, "n_layer": 1, "n_head": 2, "pad_token_id": 0}
+_GPT2 |= {"num_labels": CLASSES}
 
 ZOO: dict[str, Entry] = {
     # -- timm
@@ -100,7 +103,7 @@ ZOO: dict[str, Entry] = {
             ("mobilevit_xxs", "mobilevit", "head.fc", 64, {}),
             ("vit_tiny_patch16_224", "vit", "head", 32, {"img_size": 32}),
             ("deit_tiny_patch16_224", "deit", "head", 32, {"img_size": 32}),
-            ("swin_tiny_patch4_window7_224", "swin", "head.fc", 56, {"img_size": 56, "depths": (1, 1, 1, 1)}),
+            ("swin_tiny_patch4_window7_224", "swin", "head.fc", 56, {"img_size": 56}),
             ("convnext_atto", "convnext", "head.fc", 64, {}),
             ("mixer_s32_224", "mixer", "head", 64, {"img_size": 64}),
             ("resmlp_12_224", "resmlp", "head", 32, {"img_size": 32}),
@@ -146,22 +149,29 @@ ZOO: dict[str, Entry] = {
         )
     },
     # -- transformers
-    "bert": Entry("bert", hf("BertConfig", "BertForSequenceClassification", **_BERT), tokens(), "classifier"),
-    "roberta": Entry("roberta", hf("RobertaConfig", "RobertaForSequenceClassification", **_BERT), tokens(), "classifier.out_proj"),
-    "electra": Entry("electra", hf("ElectraConfig", "ElectraForSequenceClassification", embedding_size=16, **_BERT), tokens(), "classifier.out_proj"),
-    "bert tokens": Entry("bert", hf("BertConfig", "BertForTokenClassification", **_BERT), tokens(), "classifier"),
-    "bert masked (tied)": Entry("bert", hf("BertConfig", "BertForMaskedLM", **_BERT), tokens(), "cls.predictions.decoder"),
-    "gpt2 (last token)": Entry("gpt2", hf("GPT2Config", "GPT2ForSequenceClassification", **_GPT2), tokens(), "score"),
-    "gpt2 lm (tied)": Entry("gpt2", hf("GPT2Config", "GPT2LMHeadModel", **_GPT2), tokens(), "lm_head"),
-    "llama (last token)": Entry("llama", hf("LlamaConfig", "LlamaForSequenceClassification", **_LLAMA), tokens(), "score"),
-    "qwen2 tokens": Entry("qwen", hf("Qwen2Config", "Qwen2ForTokenClassification", **_LLAMA), tokens(), "score"),
-    "gemma2 lm (softcap)": Entry("gemma", hf("Gemma2Config", "Gemma2ForCausalLM", head_dim=8, **_LLAMA), tokens(), "lm_head"),
-    "vit hf": Entry("vit", hf("ViTConfig", "ViTForImageClassification", **_VIT), image(16), "classifier"),
-    "dinov2": Entry("dino", hf("Dinov2Config", "Dinov2ForImageClassification", **_VIT), image(16), "classifier"),
-    "segformer": Entry("segformer", hf("SegformerConfig", "SegformerForImageClassification", num_labels=CLASSES), image(64), "classifier"),
+    **{
+        f"transformers {config}{task}": Entry(
+            config.lower(), hf(f"{config}Config", f"{config}{task}", **options), run, head
+        )
+        for config, task, head, run, options in (
+            ("Bert", "ForSequenceClassification", "classifier", tokens(), _BERT),
+            ("Roberta", "ForSequenceClassification", "classifier.out_proj", tokens(), _BERT),
+            ("Electra", "ForSequenceClassification", "classifier.out_proj", tokens(), _BERT),
+            ("Bert", "ForTokenClassification", "classifier", tokens(), _BERT),
+            ("Bert", "ForMaskedLM", "cls.predictions.decoder", tokens(), _BERT),  # tied
+            ("GPT2", "ForSequenceClassification", "score", tokens(), _GPT2),  # the last token
+            ("GPT2", "LMHeadModel", "lm_head", tokens(), _GPT2),  # tied
+            ("Llama", "ForSequenceClassification", "score", tokens(), _LLAMA),  # the last token
+            ("Qwen2", "ForTokenClassification", "score", tokens(), _LLAMA),
+            ("Gemma2", "ForCausalLM", "lm_head", tokens(), _LLAMA | {"head_dim": 8}),  # softcap
+            ("ViT", "ForImageClassification", "classifier", image(16), _VIT),
+            ("Dinov2", "ForImageClassification", "classifier", image(16), _VIT),
+            ("Segformer", "ForImageClassification", "classifier", image(), {"num_labels": CLASSES}),
+        )
+    },
     # -- by hand
     "learnt logit scale": Entry("clip", Scaled, image(8), "head"),
-}  # fmt: skip
+}
 
 
 def found(entry: Entry) -> FeatureTap | InputError:

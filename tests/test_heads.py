@@ -100,7 +100,7 @@ def test_a_square_weight_lies_as_the_values_say(held: str, turned: bool) -> None
     else:
         model = Net(Outside(use, DIM, DIM))
         weight = model.head.W
-        model.head.trunk = nn.Identity()  # type: ignore[union-attr]
+        model.head.trunk = nn.Identity()
     tap = tried(model, torch.randn(8, INPUTS), ("trunk", "W") if held == "outside" else None)
     assert isinstance(tap, FeatureTap), tap
     torch.testing.assert_close(tap.weight, weight.T if turned else weight, rtol=1e-5, atol=1e-6)
@@ -111,16 +111,17 @@ def test_a_wrong_weight_is_refused() -> None:
     model.other = nn.Parameter(torch.randn(5, DIM))
     refused = str(tried(model, torch.randn(8, INPUTS), ("trunk", "other")))
     assert "is not W h + b" in refused
-    for given, message in (
+    cases: list[tuple[Any, str]] = [
         (("trunk", "V"), "'V' gave NoneType"),
         (("trunk", lambda: 3), "gave int"),
         (("trunk", torch.zeros(5)), r"gave shape \(5,\)"),
         (("trnk", "W"), "no module named 'trnk'; did you mean 'trunk'"),
         (("trunk.?", "W"), "must match one module, but matches 10"),
         (("trunk", "W", "b"), "a pair .module, weight., but got 3 entries"),
-    ):
+    ]
+    for given, message in cases:
         with pytest.raises(InputError, match=message):
-            FeatureTap(model, given)  # type: ignore[arg-type]
+            FeatureTap(model, given)
 
 
 def test_a_model_that_returns_its_features_is_measured_with_the_weight_of_its_loss() -> None:
@@ -240,10 +241,10 @@ def test_one_logit_is_two_classes(end: str) -> None:
         tapped = tap.take()
         z = model.head(model.trunk(x))
     torch.testing.assert_close(tapped.logits, torch.cat([-z, z], 1) / 2)
-    weight, bias = model.head.weight, model.head.bias
-    assert tap.weight.equal(torch.cat([-weight, weight]) / 2)  # type: ignore[list-item]
+    head: Any = model.head
+    assert tap.weight.equal(torch.cat([-head.weight, head.weight]) / 2)
     assert tap.bias is not None
-    assert tap.bias.equal(torch.stack([-bias[0], bias[0]]) / 2)  # type: ignore[index]
+    assert tap.bias.equal(torch.cat([-head.bias, head.bias]) / 2)
 
 
 # -- values are compared at every take -------------------------------------------------------------
@@ -286,17 +287,17 @@ def test_rounding_alone_is_no_disagreement(dtype: torch.dtype) -> None:
 
 def test_a_learnt_temperature_may_move_between_measurements_but_not_within_one() -> None:
     model = Net(nn.Linear(DIM, 5))
-    model.t = nn.Parameter(torch.tensor(2.0))
-    model.end = lambda z: model.t * z
+    model.t = t = nn.Parameter(torch.tensor(2.0))
+    model.end = lambda z: t * z
     x = torch.randn(8, INPUTS)
     with torch.no_grad(), FeatureTap(model) as tap:
         model(x)
         tap.take()
     with torch.no_grad(), FeatureTap(model, head=tap.head) as tap:
-        model.t.fill_(5)
+        t.fill_(5)
         returned = model(x)
         assert tap.take().logits.equal(returned)
-        model.t.fill_(6)
+        t.fill_(6)
         model(x)
         with pytest.raises(InputError, match="or a factor has come between"):
             tap.take()
