@@ -68,9 +68,8 @@ def two_classes(labels: Any) -> Any:
         if found.ndim > 1 and found.shape[axis] == 1:
             found = found.squeeze(axis)
             break
-    if not found.is_floating_point() and found.dtype != torch.bool:
+    if found.is_complex():
         return found
-    whole = found.long()
     if not bool(((found == 0) | (found == 1) | (found == IGNORE_INDEX)).all()):
         raise InputError(
             "the classifier has one output, a logit for class 1 against class 0, so labels must be "
@@ -79,7 +78,7 @@ def two_classes(labels: Any) -> Any:
             "no classes. For regression see ncmonitor.regression; for labels -1 and 1 pass "
             "batch_to_xy= with (labels > 0)"
         )
-    return whole
+    return found.long()
 
 
 def refuse_flat_mixup(batch: Any) -> None:

@@ -214,7 +214,8 @@ class Measurement:
         try:
             renew_weight(self.head)
             head = Classifier(tap.weight, tap.bias)
-            run(self._studies(head, {}, ()), [batch], ALONE, self.options.null_seed)
+            studies = self._studies(head, {}, (), in_memory=True)
+            run(studies, [batch], ALONE, self.options.null_seed)
         except (InputError, torch.OutOfMemoryError):
             raise
         except Exception as error:
@@ -302,10 +303,15 @@ class Measurement:
         return dict(zip(("", *self.layers), reports, strict=True))
 
     def _studies(
-        self, head: Classifier, references: Mapping[str, ClassMoments], makers: Sequence[Maker]
+        self,
+        head: Classifier,
+        references: Mapping[str, ClassMoments],
+        makers: Sequence[Maker],
+        *,
+        in_memory: bool = False,
     ) -> list[Study]:
         """Return a study of the classifier's features, and one of each layer."""
-        budget = Budget(self.options.bank_bytes)
+        budget = Budget(self.options.bank_bytes, in_memory=in_memory)
         return [
             Study(
                 self.num_classes,

@@ -90,28 +90,26 @@ def _watched(
     model: nn.Module, again: Again, only: nn.Module | None = None
 ) -> tuple[list[Ran], list[Tensor]]:
     """Run the model; return the modules in the order in which they ended, and what it returned."""
-    names = {module: name for name, module in reversed(modules_of(model).items())}
+    named = {id(module): (name, module) for name, module in reversed(modules_of(model).items())}
     wide = candidates(again())  # what to keep depends on it
-    counts: dict[nn.Module, int] = {}
-    last: dict[nn.Module, tuple[Call, Tensor] | None] = {}
+    counts: dict[int, int] = {}
+    last: dict[int, tuple[Call, Tensor] | None] = {}
 
     def catch(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        counts[module] = counts.pop(module, 0) + 1
-        last[module] = None
+        key = id(module)  # the hash of a torchmetrics Metric changes with its state
+        counts[key] = counts.pop(key, 0) + 1
+        last[key] = None
         real = isinstance(output, Tensor) and output.is_floating_point()
         if real and (module is only or _may_hold(output, wide)):
             call = Call.of(args, kwargs, output, copy=True)
-            last[module] = None if call.given is None else (call, output.detach())
+            last[key] = None if call.given is None else (call, output.detach())
 
     with contextlib.ExitStack() as hooks:
-        for module in names:
+        for _, module in named.values():
             if not isinstance(module, torch.jit.ScriptModule):
                 hooks.callback(module.register_forward_hook(catch, with_kwargs=True).remove)
         returned = candidates(again())
-    ran = [
-        Ran(names[module], module, count, *(last[module] or (None, None)))
-        for module, count in counts.items()
-    ]
+    ran = [Ran(*named[key], count, *(last[key] or (None, None))) for key, count in counts.items()]
     return ran, returned
 
 
@@ -390,12 +388,12 @@ def _ends_in_features(model: nn.Module, again: Again, weight: str) -> list[Ran]:
         if isinstance(output, Tensor) and output.ndim > 1 and {*output.shape[1:]} & wide:
             ends.append((module, output))
 
-    names = {module: name for name, module in reversed(modules_of(model).items())}
+    named = {id(module): (name, module) for name, module in reversed(modules_of(model).items())}
     with contextlib.ExitStack() as hooks:
-        for module, name in names.items():
+        for name, module in named.values():
             if name and not isinstance(module, torch.jit.ScriptModule):
                 hooks.callback(module.register_forward_hook(catch).remove)
         again()
-    counts = [module for module, _ in ends]
-    last = [m for m, _ in reversed(ends) if counts.count(m) == 1][:4]
-    return [Ran(names[module], module, 1, None, None) for module in last]
+    ran = [id(module) for module, _ in ends]
+    last = [key for key in reversed(ran) if ran.count(key) == 1][:4]
+    return [Ran(*named[key], 1, None, None) for key in last]

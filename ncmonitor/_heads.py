@@ -356,6 +356,8 @@ def _is_plain(module: nn.Module, dim: int, width: int) -> bool:
 
 def _is_adapter_or_layer(module: nn.Module, dim: int, width: int) -> bool:
     parts = [part for part in module.modules() if part is not module]
+    if any(map(nn.parameter.is_lazy, module.parameters())):
+        return False
     layers = [p for p in parts if any(t.ndim > 1 for t in p.parameters(recurse=False))]
     if layers:
         return any(

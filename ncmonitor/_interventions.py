@@ -72,8 +72,10 @@ def trials(
     done = [first.trial(again, inside), second.trial(again, inside)]
     apart = [
         module
-        for module, seen in first.seen.items()
-        if module not in first.around and seen == second.seen.get(module) and _owns(module)
+        for module in model.modules()
+        if id(module) in first.seen
+        and id(module) not in first.around
+        and first.seen[id(module)] == second.seen.get(id(module))
     ]
     for sign in (1.0, -1.0):
         # No network promises to bear noise everywhere.
@@ -95,15 +97,16 @@ class _Run:
     """One pass: noise at the place; what every module takes, in short.
 
     Attributes:
-        seen: Fingerprints of what each call took, by module with weights of its own.
-        around: The modules inside whose call the place is, and its own.
+        seen: Fingerprints of what each call took, by the identity of a module with weights of its
+            own: the hash of a torchmetrics ``Metric`` changes with its state.
+        around: The modules inside whose call the place is, and its own, likewise.
     """
 
     def __init__(self, model: nn.Module, place: Place, seed: int) -> None:
         self.model, self.place, self.seed = model, place, seed
-        self.seen: dict[nn.Module, list[float]] = {}
-        self.around: set[nn.Module] = {place.module}
-        self._open: list[nn.Module] = []
+        self.seen: dict[int, list[float]] = {}
+        self.around = {id(place.module)}
+        self._open: list[int] = []
         self._noise: list[Tensor] = []
 
     def trial(self, again: Callable[[], Any], inside: Callable[[], None]) -> Trial:
@@ -130,14 +133,14 @@ class _Run:
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if _owns(module):
             taken = [_fingerprint(t.detach()) for t in tensors((args, kwargs)) if _real(t)]
-            self.seen.setdefault(module, []).extend(taken)
-        self._open.append(module)
+            self.seen.setdefault(id(module), []).extend(taken)
+        self._open.append(id(module))
         if module is self.place.module:
             self.around |= set(self._open)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if module in self._open:  # a call that failed and was caught never left
-            del self._open[len(self._open) - 1 - self._open[::-1].index(module) :]
+        if id(module) in self._open:  # a call that failed and was caught never left
+            del self._open[len(self._open) - 1 - self._open[::-1].index(id(module)) :]
 
     def _output(self, module: nn.Module, args: Any, output: Any) -> Any:
         return self._replaced(output)
@@ -187,7 +190,7 @@ def _owns(module: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def _disturbed(
-    model: nn.Module, apart: list[nn.Module], ran: set[nn.Module], sign: float
+    model: nn.Module, apart: list[nn.Module], ran: set[int], sign: float
 ) -> Iterator[None]:
     """Add noise to what some modules give, and to the weights of those that only hold them.
 
@@ -211,10 +214,10 @@ def _disturbed(
             handle = module.register_forward_hook(lambda m, a, output: mapped(output, noisy))
             undo.callback(handle.remove)
         for module in modules_of(model).values():
-            if module in ran and not [*module.children()]:
+            if id(module) in ran and not [*module.children()]:
                 continue
             for tensor in (*module._parameters.values(), *module._buffers.values()):
-                if tensor is not None and _real(tensor) and _may_be_a_head(tensor):
+                if tensor is not None and _may_be_a_head(tensor):
                     data = tensor.data
                     undo.callback(setattr, tensor, "data", data)
                     tensor.data = noisy(data).detach()
@@ -222,7 +225,7 @@ def _disturbed(
 
 
 def _may_be_a_head(tensor: Tensor) -> bool:
-    if nn.parameter.is_lazy(tensor):
+    if nn.parameter.is_lazy(tensor) or not _real(tensor):
         return False
     if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
         return tensor.numel() > 1

@@ -198,9 +198,16 @@ def conv_head() -> nn.Module:
     return nn.Sequential(nn.Conv2d(WIDTH, CLASSES, 1), nn.Flatten())
 
 
-def pool_behind() -> nn.Module:
-    head = nn.Conv2d(WIDTH, CLASSES, 1)
-    return nn.Sequential(head, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+class OwnHead(nn.Module):
+    """A linear head that is no layer of torch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(CLASSES, WIDTH))
+        self.bias = nn.Parameter(torch.randn(CLASSES))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h @ self.weight.T + self.bias
 
 
 class Compiled(Net):

@@ -62,6 +62,7 @@ from matrix_models import (
     Manual,
     Net,
     OneManual,
+    OwnHead,
     Pair,
     Reentrant,
     Scaled,
@@ -74,7 +75,6 @@ from matrix_models import (
     conv_head,
     flat_conv_body,
     mlp,
-    pool_behind,
     text_features,
 )
 from toys import CLASSES
@@ -309,7 +309,6 @@ def heads() -> list[Setting]:
     mobile = functools.partial(mobilenet_v2, num_classes=3, width_mult=0.1)
     vit = functools.partial(VisionTransformer, 8, 4, 1, 2, WIDTH, WIDTH, num_classes=3)
     before = net(body=lambda: conv_body(True), head=conv_head)
-    behind = net(body=lambda: conv_body(False), head=pool_behind)
     pooled = ByHand(lambda m, x: m.body(x).flatten(2).mean(2), lambda m: m.head[0], linear)
     dense = ByHand(lambda m, x: m.body(x).movedim(1, -1), logits=linear)
     return [
@@ -325,7 +324,7 @@ def heads() -> list[Setting]:
         whole("by pattern", Pair, "main", monitor={"classifier": "*.ma?n"}),
         whole("by module", Pair, "main", monitor=lambda m: {"classifier": m.net.main}),
         add("1x1 convolution, pooled before", module=before, data=pictures, by_hand=pooled),
-        add("1x1 convolution, pooled behind", module=behind, data=pictures, by_hand=pooled),
+        add("of a class of its own", module=net(head=OwnHead)),
         add("1x1 convolution, dense", module=Dense, data=segmented, by_hand=dense),
         add("tied to an embedding", module=Tied, by_hand=ByHand(Tied.embedded)),
         add("parametrised, weight_norm", module=headed(parametrizations.weight_norm)),

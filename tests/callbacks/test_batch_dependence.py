@@ -63,7 +63,9 @@ def test_data_sorted_by_class_are_measured_in_mixed_batches() -> None:
     module = Net(nn.Linear(6, 8), norm, nn.ReLU())
     monitor = NeuralCollapse(verbose=False, splits=("train",))
     loader = DataLoader(TensorDataset(inputs, labels), 30, shuffle=True)
-    trainer(monitor, max_epochs=10).fit(module, loader)
+    with pytest.warns(UserWarning, match="the features of a sample depend on its batch") as said:
+        trainer(monitor, max_epochs=10).fit(module, loader)
+    assert len([w for w in said if "depend on its batch" in str(w.message)]) == 1
 
     order = np.random.default_rng(5).permutation(240)  # another one than ours
     wrong = []

@@ -106,7 +106,7 @@ def test_timms_networks_of_two_heads_are_refused(name: str, tmp_path: Path) -> N
     class Module(Model):
         def __init__(self) -> None:
             super().__init__()
-            size = {} if name == "levit_128s" else {"img_size": 32}
+            size: dict[str, Any] = {} if name == "levit_128s" else {"img_size": 32}
             self.net = timm.create_model(name, num_classes=CLASSES, **size)
 
         def forward(self, x: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ def test_a_layer_that_the_user_names_is_compared_too(tmp_path: Path) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.fc(self.bb(x))
 
-    with pytest.raises(InputError, match="'bb.0' gives .20, 32., and the model returns .20, 5."):
+    with pytest.raises(InputError, match=r"'bb.0' gives .20, 32., and the model returns .20, 5."):
         fit(Plain(), monitor(tmp_path, "bb.0"))
 
 
@@ -179,13 +179,13 @@ def test_what_the_message_says_is_measured_rightly(tmp_path: Path) -> None:
         said = re.search(r"pass classifier=(.*)\Z", str(caught.value))
         assert said is not None, caught.value
         nc = monitor(tmp_path, eval(said[1]))
-        module = fit(kind(), nc)
+        module: Any = fit(kind(), nc)
         assert last(nc).error == own_error(module) < 0.5
         inputs, labels = data()
         with torch.no_grad():
-            h, w = module.bb(inputs), module.W  # type: ignore[operator]
+            h, w = module.bb(inputs), module.W
             weight = w if kind is Outside else 2 * w
-            bias = None if kind is Outside else -w.square().sum(1)  # type: ignore[operator]
+            bias = None if kind is Outside else -w.square().sum(1)
             expected = measure_collapse(h, labels, weight, bias, logits=module(inputs))
         for name in ("nc1", "nc3_self_duality", "nc4_disagreement", "w_mean_ratio"):
             assert last(nc)[name] == pytest.approx(getattr(expected, name), rel=1e-5, abs=1e-9)
@@ -251,14 +251,13 @@ class OneLogit(Model):
 def test_a_head_with_one_logit_is_measured_as_two_classes(end: str, tmp_path: Path) -> None:
     inputs, y = data()[0], (data()[1] > 1).float()
     nc = monitor(tmp_path)
-    module = fit(OneLogit(end), nc, y=y[:, None] if end == "column" else y)
+    module: Any = fit(OneLogit(end), nc, y=y[:, None] if end == "column" else y)
     with torch.no_grad():
         z, fc = module(inputs).view(-1), module.fc
         error = float(((z > 0) != (y > 0.5)).double().mean())
         loss = float(F.binary_cross_entropy_with_logits(z.double(), y.double()))
-        weight = torch.cat([-fc.weight, fc.weight]) / 2  # type: ignore[operator, list-item]
-        bias = torch.cat([-fc.bias, fc.bias]) / 2  # type: ignore[operator, list-item]
-        expected = measure_collapse(module.bb(inputs), y.long(), weight, bias)  # type: ignore[operator]
+        weight, bias = (torch.cat([-each, each]) / 2 for each in (fc.weight, fc.bias))
+        expected = measure_collapse(module.bb(inputs), y.long(), weight, bias)
     assert last(nc).error == error
     assert last(nc).cross_entropy == pytest.approx(loss, rel=1e-5)
     for name in ("nc1", "nc3_self_duality", "nc4_disagreement"):
@@ -340,16 +339,14 @@ def test_an_int8_weight_under_a_linear_map_is_measured(tmp_path: Path) -> None:
 
 
 def test_one_batch_is_measured_before_the_first_step(tmp_path: Path) -> None:
-    class Counting(NeuralCollapse):
-        """Measures nothing by its schedule before the second epoch."""
-
     def broken(output: Tensor) -> Tensor:
         return output.mean((1, 2))  # of rows, which have one axis
 
     module = Adapted()
     before = [p.clone() for p in module.parameters()]
+    watch = monitor(tmp_path, schedule=[2], layers="bb", reduce=broken)
     with pytest.raises(InputError, match="reduce= failed on the output"):
-        fit(module, Counting(run_dir=tmp_path, verbose=False, schedule=[2], layers="bb", reduce=broken))
+        fit(module, watch)
     assert all(p.equal(b) for p, b in zip(module.parameters(), before, strict=True))
 
 

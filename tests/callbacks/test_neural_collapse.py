@@ -564,7 +564,7 @@ class NoLinear(Regression):
     def on_train_epoch_start(self) -> None: ...
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.body(x[..., None])
+        return self.body(x[..., None]).square()
 
 
 class Tokens(Regression):
@@ -596,7 +596,7 @@ UNKNOWN = DataLoader([{"a": 1.0}] * 4)  # type: ignore[arg-type,var-annotated]
 @pytest.mark.parametrize(
     ("module", "loader", "options", "message"),
     [
-        (NoLinear, None, {}, "no nn.Linear.*Conv1d"),
+        (NoLinear, None, {}, "no linear layer makes what the model returns"),
         (TwoHeads, None, {}, r"two or more.*'head' \(8 to 3\), 'other' \(8 to 5\)"),
         (Regression, labelled(LABELS + 1), {}, r"labels must lie in \[0, 3\), but one is 3"),
         (Regression, labelled(LABELS - 1), {}, "labels must not be negative, but one is -1"),
@@ -604,7 +604,7 @@ UNKNOWN = DataLoader([{"a": 1.0}] * 4)  # type: ignore[arg-type,var-annotated]
         (Regression, labelled(torch.ones(45, 3)), {}, r"shape \(16, 3\).*pass batch_to_xy="),
         (Regression, labelled(torch.ones(45, dtype=torch.int64)), {}, "one class"),
         (Tokens, None, {}, r"features must have shape \(N, d\).*\(16, 4, 8\)"),
-        (OneOutput, None, {}, "'head' has 1 output"),
+        (OneOutput, None, {}, "one output, a logit .* must be 0 or 1"),
         (NoForward, None, {}, "not define forward.*pass forward="),
         (TrainOnly, None, {"classifier": "haed"}, "no module named 'haed'; did you mean 'head'"),
         (TrainOnly, None, {"num_classes": 7}, "num_classes=7.*'head' has 3 outputs"),

@@ -47,6 +47,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*sampler has shuffling enabled"),
     pytest.mark.filterwarnings("ignore:no validation data"),
     pytest.mark.filterwarnings("ignore:Checkpoint directory"),
+    pytest.mark.filterwarnings("ignore:the classifier has 1000 outputs"),
 ]
 
 OWN = "measured against its own class means"
