@@ -19,6 +19,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from ncmonitor._kept_model import KeptModel, current
 from ncmonitor._tensors import as_tensor
 from ncmonitor.callbacks.batches import (
     BatchToXY,
@@ -28,7 +29,6 @@ from ncmonitor.callbacks.batches import (
     run_network,
     two_classes,
 )
-from ncmonitor.callbacks.kept_model import KeptModel, current
 from ncmonitor.callbacks.precision import PassPrecision
 from ncmonitor.tap import FeatureTap, Tapped
 
@@ -43,7 +43,7 @@ def evaluating(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None
     """Evaluate inside, and put everything back: the model, random states, trainer stage.
 
     Modes are restored module by module, so that a frozen BatchNorm stays frozen; for what else of
-    the model is, see :class:`~ncmonitor.callbacks.kept_model.KeptModel`. The trainer is in its
+    the model is, see :class:`~ncmonitor._kept_model.KeptModel`. The trainer is in its
     validating stage, so that augmentation behind ``if self.trainer.training`` stays off.
     ``no_grad`` rather than ``inference_mode``, which forbids some of what models do.
 

@@ -12,10 +12,10 @@ from torch import nn
 
 from ncmonitor._checks import InputError
 from ncmonitor._heads import Head
+from ncmonitor._kept_model import KeptModel
 from ncmonitor._tensors import as_tensor
 from ncmonitor.callbacks.batches import BatchToXY, two_classes
 from ncmonitor.callbacks.clean_pass import renew_weight
-from ncmonitor.callbacks.kept_model import KeptModel
 from ncmonitor.classifier import Classifier
 from ncmonitor.evaluate import first_report
 from ncmonitor.looks import FirstLook

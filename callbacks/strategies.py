@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from ncmonitor._checks import InputError
-from ncmonitor.callbacks.kept_model import current
+from ncmonitor._kept_model import current
 from ncmonitor.ranks import ALONE, Alone, Ranks
 
 #: Base classes of strategies that leave no rank with a whole network, and what they do to it.

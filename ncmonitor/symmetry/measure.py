@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ncmonitor._checks import InputError
+from ncmonitor._kept_model import KeptModel
 from ncmonitor._reduce import Reduce
 from ncmonitor._tensors import as_tensor
 from ncmonitor.symmetry.answers import Answers
@@ -37,7 +38,7 @@ def measure_symmetry(
     the host until the end.
 
     Args:
-        network: Any module that is called with the inputs; its mode is put back.
+        network: Any module that is called with the inputs; it is left as it was.
         batches: ``(inputs, labels)`` with labels ``(B,)``, on the network's device.
         groups: A group, its name in :mod:`ncmonitor.symmetry` if it needs no arguments, or several.
         flows: The same of flows.
@@ -67,10 +68,9 @@ def measure_symmetry(
     import pandas as pd
 
     answers = Answers(groups_of(groups), flows_of(flows))
-    modes = {module: module.training for module in network.modules()}
-    classes = 0
+    kept, classes = KeptModel(network), 0
     try:
-        network.eval()
+        kept.evaluate()
         with torch.no_grad(), FeatureTap(network, classifier, layers=layers, reduce=reduce) as tap:
             for number, (inputs, labels) in enumerate(batches):
                 if number == 0:
@@ -80,8 +80,7 @@ def measure_symmetry(
                 raise InputError("batches= gave no sample: expected (inputs, labels)")
             classes = len(tap.weight)
     finally:
-        for module, training in modes.items():
-            module.training = training
+        kept.restore()
     rows = [
         {"layer": layer, "group": group, "element": element, **numbers}
         for layer, group, values in answers.values(classes)

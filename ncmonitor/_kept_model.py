@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ncmonitor._checks import InputError
-from ncmonitor.callbacks.kept_tensors import KeptTensors
+from ncmonitor._kept_tensors import KeptTensors
 
 _DEPTH: Final = 6  # of objects within objects
 _MANY: Final = 1000  # entries of a container up to which each is looked into
