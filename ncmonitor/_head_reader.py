@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ncmonitor._checks import InputError, MeasurementError
-from ncmonitor._heads import Call, GivenHead, Head, ProbedHead, two_logits
+from ncmonitor._heads import Call, GivenHead, Head, ProbedHead, two_logits, version
 from ncmonitor._interventions import Place, trial
 from ncmonitor._links import Arrangement, Link, candidates
 
@@ -30,6 +30,7 @@ class HeadReader:
         self._renewed = False
         self._worst: Tensor | None = None
         self._probed: tuple[Tensor, Tensor | None] | None = None
+        self._lengths: tuple[tuple[int, int | None], Tensor] | None = None
 
     def linear(self) -> tuple[Tensor, Tensor | None]:
         """Return weight and bias as they are now; of a probed head as of the first call."""
@@ -83,7 +84,7 @@ class HeadReader:
             rows = self._chosen(link, made, returned, slack, again)
         size = slack if slack is None or rows is None else slack[rows]
         self._note(link.worst(made, returned, rows, size))
-        self._note(head.misfit(features, made, weight, bias))
+        self._note(head.misfit(features, made, weight, bias, self._row_lengths(weight)))
         lead = link.lead(returned)
         features, made = (
             each.reshape(-1, each.shape[-1]) if rows is None else each.flatten(0, -2)[rows]
@@ -110,6 +111,13 @@ class HeadReader:
             )
 
     # -- parts -------------------------------------------------------------------------------------
+
+    def _row_lengths(self, weight: Tensor) -> Tensor:
+        """Return the lengths of the weight's rows, computed anew if it has been written to."""
+        state = (weight.data_ptr(), version(weight))
+        if self._lengths is None or self._lengths[0] != state or state[1] is None:
+            self._lengths = (state, weight.float().norm(dim=1))
+        return self._lengths[1]
 
     def _returned(self, output: Any) -> Tensor:
         found = candidates(output)

@@ -23,7 +23,7 @@ Weight = Tensor | str | Callable[..., Any]
 
 _SLACK = 16.0  # rounding units of |w| |h|: a sum of d products in any order
 _USUAL = {"weight", "bias"}
-_ROWS = 16  # of each batch, for which the weight is compared with the output
+_ROWS = 8  # of each batch, for which the weight is compared with the output
 
 
 class Call(NamedTuple):
@@ -130,13 +130,20 @@ class Head:
         """Return the size of the sums behind each row of the output, if it was computed anew."""
         return None
 
-    def misfit(self, features: Tensor, made: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def misfit(
+        self,
+        features: Tensor,
+        made: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
         """Return how far ``W h + b`` is from the output on some rows, in units of rounding."""
         rows = made.shape[:-1].numel()
         places = torch.linspace(0, rows - 1, min(_ROWS, rows)).long().to(made.device)
         features = features.reshape(rows, -1)[places]
         made = made.reshape(rows, -1)[places]
-        return linear_misfit(features, made, weight, bias)
+        return linear_misfit(features, made, weight, bias, lengths)
 
 
 @dataclass(eq=False)
@@ -274,24 +281,47 @@ class GivenHead(Head):
         lengths: Tensor = features.float().reshape(-1, features.shape[-1]).norm(dim=1)
         return lengths[:, None] * longest
 
-    def misfit(self, features: Tensor, made: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def misfit(
+        self,
+        features: Tensor,
+        made: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
         """Return 0: the output is computed with this weight."""
         return made.new_zeros((), dtype=torch.float32)
 
 
-def linear_misfit(features: Tensor, made: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return how far ``W h + b`` is from the output ``(n, K)``, in units of rounding."""
+def linear_misfit(
+    features: Tensor,
+    made: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """Return how far ``W h + b`` is from the output ``(n, K)``, in units of rounding.
+
+    Args:
+        features: ``(n, d)``.
+        made: The output.
+        weight: ``(K, d)``.
+        bias: ``(K,)`` or ``None``.
+        lengths: Of the rows of the weight, ``(K,)``, where they are known.
+    """
     wide = torch.float64 if made.dtype == torch.float64 else torch.float32
     with exact_arithmetic(made.device):
         h, w = features.to(wide), weight.to(made.device, wide)
         b = w.new_zeros(len(w)) if bias is None else bias.to(w)
         expected = functional.linear(h, w, b)
-        allowed = functional.linear(h.abs(), w.abs(), b.abs())
+        rows: Tensor = torch.linalg.vector_norm(w, dim=1) if lengths is None else lengths.to(w)
+        allowed = torch.linalg.vector_norm(h, dim=1)[:, None] * rows + b.abs()
     unit = rounding(features, made, weight)
     found = made.to(wide)
     error = (found - expected).abs() / (_SLACK * unit * allowed + torch.finfo(wide).smallest_normal)
     broken = ~(found.isfinite() & expected.isfinite())  # of a network that has diverged
-    return error.masked_fill(broken, 0).max().float() if error.numel() else error.new_zeros(())
+    worst: Tensor = error.masked_fill(broken, 0).max() if error.numel() else error.new_zeros(())
+    return worst.float()
 
 
 def linear_head(name: str, call: Call, module: nn.Module) -> Head | None:

@@ -15,6 +15,7 @@ from ncmonitor._modules import modules_of
 
 #: Noise on a head's output lies in [-8, 8]: a softcap at 30 shows even in bfloat16.
 _RANGE: Final = 8.0
+_KEPT: Final = 2**23  # numbers of a trial: 32 MiB in float32
 
 
 class Place(NamedTuple):
@@ -128,7 +129,7 @@ class _Run:
             inside()
         if len(self._noise) != 1:
             raise Missed
-        return Trial(self._noise[0], returned)
+        return _cut(self._noise[0], returned)
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if _owns(module):
@@ -171,6 +172,19 @@ class _Run:
         else:
             drawn = torch.randn(like.shape, generator=generator) * self.place.scale
         return drawn.to(like.dtype).to(like.device)
+
+
+def _cut(noise: Tensor, returned: list[Tensor]) -> Trial:
+    """Keep the first samples alone, where there are many numbers: logits of a vocabulary."""
+    samples = noise.shape[0]
+    kept = max(1, _KEPT * samples // max(1, noise.numel()))
+    if kept >= samples:
+        return Trial(noise, returned)
+    parts = [
+        r[: kept * (r.shape[0] // samples)].clone() if r.shape[0] % samples == 0 else r
+        for r in returned
+    ]
+    return Trial(noise[:kept].clone(), parts)
 
 
 def _fingerprint(tensor: Tensor) -> float:
