@@ -56,6 +56,12 @@ def not_returned(ran: Ran, returned: list[Tensor], instead: str) -> InputError:
 
 
 def several(heads: list[Head]) -> InputError:
+    if len(heads) == 1:
+        return InputError(
+            f"the model returns several tensors: {heads[0].name!r} makes one of them, and other "
+            "layers make another, which may be the logits; pass classifier= the name of the one "
+            "to watch, or forward=, a function of module and inputs that returns the logits alone"
+        )
     listed = ", ".join(f"{head.name!r} ({sizes_of(head.module)})" for head in heads)
     return InputError(
         f"two or more linear layers make outputs of the model: {listed}; pass classifier= the name "
@@ -68,17 +74,20 @@ def weight_not_used(given: GivenPair, weight: Tensor, returned: list[Tensor]) ->
     return InputError(
         f"the model returns {shapes}, which is not W h + b ({_ALLOWED}) with the given weight of "
         f"shape {tuple(weight.shape)} and features h that {given.name!r} takes or gives, as they "
-        f"are or at unit length; expected {_PAIR}"
+        "are or at unit length. A copy of the weight is not followed: pass the parameter itself, or "
+        f"its name; a bias is passed by a function; expected {_PAIR}"
     )
 
 
-def weights_of(model: nn.Module, widths: set[int]) -> list[tuple[str, Tensor]]:
+def weights_of(
+    model: nn.Module, widths: set[int], ran: set[int]
+) -> list[tuple[str, Tensor]]:
     """Return matrices with a row or column for each logit, of modules that are no layers."""
     known = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
     found = []
     for prefix, module in model.named_modules():
         tied = isinstance(module, nn.Embedding) and module.num_embeddings in widths
-        if isinstance(module, known) and not tied:
+        if isinstance(module, known) and not tied and id(module) in ran:
             continue
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             wanted = tensor is not None and tensor.is_floating_point() and tensor.ndim == 2
@@ -128,7 +137,8 @@ def no_head(
 
 def class_counts(returned: list[Tensor]) -> set[int]:
     """Return how many classes returned tensors may have logits for."""
-    axes = ({1} if t.ndim > 3 else {t.ndim - 1, min(1, t.ndim - 1)} for t in returned)
+    returned = [t for t in returned if t.ndim > 1]
+    axes = ({1} if t.ndim > 3 else {t.ndim - 1, 1} for t in returned)
     return {t.shape[axis] for t, each in zip(returned, axes, strict=True) for axis in each}
 
 

@@ -45,9 +45,8 @@ class HeadReader:
         weight, bias = self.linear()
         if self._link is None:
             return weight, bias
-        count = self._link.arrangement.classes
-        weight, bias = weight[:count], None if bias is None else bias[:count]
-        if count > 1:
+        weight, bias = self._link.folded(weight, bias)
+        if len(weight) > 1:
             return weight, bias
         halves = None if bias is None else torch.cat([-bias, bias]) / 2
         return torch.cat([-weight, weight]) / 2, halves
@@ -76,7 +75,8 @@ class HeadReader:
         if isinstance(head, GivenHead) and head.returns_features:
             return self._features_returned(head, link, features, made, returned)
         if not self._renewed:
-            self._link, self._renewed = link.renewed(made, returned), True
+            slack = head.slack(features, self.linear()[0])
+            self._link, self._renewed = link.renewed(made, returned, slack), True
             link = self._link
         weight, bias = self.linear()
         slack, rows = head.slack(features, weight), None
@@ -162,7 +162,7 @@ class HeadReader:
         head = self.head
         output = head.output if isinstance(head, GivenHead) else True
         scale = 1.0 if isinstance(head, GivenHead) else None
-        done = trial(self._model, again, Place(head.module, output, scale), seed=5)
+        done = trial(again, Place(head.module, output, scale), seed=5)
         noise = done.noise.movedim(1, -1) if head.channels_first else done.noise
         if isinstance(head, GivenHead):
             noise = head.logits(head.used(noise))

@@ -23,7 +23,7 @@ from ncmonitor._heads import (
     read_source,
     version,
 )
-from ncmonitor._interventions import Missed, Place, Trial, trials
+from ncmonitor._interventions import Missed, Place, Trial, disturbed, trials
 from ncmonitor._links import KINDS, Arrangement, Link, arrangements, candidates, fit
 from ncmonitor._modules import is_pointwise, modules_of, unwrapped
 
@@ -79,7 +79,7 @@ def find_head(
     found = list(_found(model, again, ran, returned))
     # A hidden layer that is returned behind tanh looks like logits under a softcap of 1.
     found = [h for h in found if h.link is not None and h.link.kind != "softcap"] or found
-    if len(found) == 1:
+    if len(found) == 1 and not _another_makes_logits(again, found[0], ran, returned):
         return found[0]
     if found:
         return _tie(found, model)
@@ -137,6 +137,70 @@ def _found(
             if head.place not in places:
                 places.add(head.place)
                 yield head
+
+
+def _another_makes_logits(
+    again: Again, head: Head, ran: list[Ran], returned: list[Tensor]
+) -> bool:
+    """Tell whether layers that are not on the way to the head make another returned tensor.
+
+    A hidden layer that is returned beside the logits is on that way; the mean of two other heads, a
+    reconstruction and a second task are not, and which one is meant is not known here.
+    """
+    assert head.link is not None
+    places = [place for place in range(len(returned)) if place != head.place]
+    places = [place for place in places if _may_be_logits(returned[place], returned[head.place])]
+    if not places:
+        return False
+    names = [each.module for each in ran]
+    behind = names[names.index(head.module) + 1 :]
+    inside = set(map(id, head.module.modules()))
+    clean = _with_weights(again, head, [])
+    for group in [behind, *([each.module] for each in ran if each.module not in behind)]:
+        group = [m for m in group if id(m) not in inside and any(True for _ in m.parameters(False))]
+        if not group:
+            continue
+        taken, now = _with_weights(again, head, group)
+        if len(now) != len(clean[1]) or not _equal(taken, clean[0]):
+            continue  # on the way to the head
+        own = [fit([returned[head.place]], [now[place]]) for place in places]
+        if any(
+            link is None and not _equal(now[place], clean[1][place])
+            for link, place in zip(own, places, strict=True)
+        ):
+            return True
+    return False
+
+
+def _may_be_logits(tensor: Tensor, logits: Tensor) -> bool:
+    return tensor.ndim == logits.ndim and tensor.shape[0] == logits.shape[0]
+
+
+def _with_weights(
+    again: Again, head: Head, modules: list[nn.Module]
+) -> tuple[Tensor, list[Tensor]]:
+    """Return what the head takes and the model returns while some modules have other weights."""
+    caught: list[Tensor] = []
+
+    def catch(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        given = Call.of(args, kwargs, output).given
+        if given is not None:
+            caught.append(given.clone())
+
+    handle = head.module.register_forward_hook(catch, with_kwargs=True)
+    try:
+        torch.manual_seed(0)
+        with disturbed(modules):
+            returned = [t.clone() for t in candidates(again())]
+    except Exception:  # no network promises to run with any weights
+        return torch.zeros(0), []
+    finally:
+        handle.remove()
+    return (caught[0] if caught else torch.zeros(0)), returned
+
+
+def _equal(one: Tensor, two: Tensor) -> bool:
+    return one.shape == two.shape and torch.allclose(one, two, rtol=1e-5, equal_nan=True)
 
 
 def _inner_first(ran: list[Ran]) -> Iterator[Ran]:
@@ -209,7 +273,7 @@ def _named_head(
     calls = 0 if own is None else own.calls
     if own is None or calls != 1:
         raise advice.not_once(name, calls)
-    head = None if own.call is None else linear_head(name, own.call, module)
+    head = None if own.call is None else linear_head(name, own.call, module, named=True)
     if own.call is None or head is None:
         raise advice.not_linear(name, module, _better(model, again))
     proven = _proven(model, again, own._replace(name=name), head)
@@ -262,6 +326,7 @@ def pair_head(model: nn.Module, again: Again, given: GivenPair) -> GivenHead | N
     or its transpose, rows and features as they are or at unit length.
     """
     weight, _ = read_source(given.source, model)
+    acts = _acts(model, again, given.source)
     longest = float(weight.float().norm(dim=1).square().mean().sqrt())
     scale = 3.0 / longest if longest > 0 else 1.0
     for output in (False, True):
@@ -278,9 +343,31 @@ def pair_head(model: nn.Module, again: Again, given: GivenPair) -> GivenHead | N
             continue
         for head in _ways(model, given, output, is_pointwise(given.module)):
             proven = _explained(head, done, read[: len(done)])
-            if proven is not None:
+            if proven is not None and not (proven.returns_features and acts):
                 return proven
     return None
+
+
+def _acts(model: nn.Module, again: Again, source: Any) -> bool:
+    """Tell whether what the model returns changes with a weight, which is then not the loss's."""
+    held = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
+    read = read_source(source, model)[0]
+    tensor = found_weight(model, source) if isinstance(source, str) else None
+    own = [t for t in held if t is tensor or t.data_ptr() == read.data_ptr()]
+    if not own:  # computed from others
+        return False
+    torch.manual_seed(0)
+    before = [t.clone() for t in candidates(again())]
+    data = own[0].data
+    try:
+        own[0].data = data * 1.5 + 0.25
+        torch.manual_seed(0)
+        after = candidates(again())
+    except Exception:
+        return True
+    finally:
+        own[0].data = data
+    return len(before) != len(after) or not all(map(_equal, before, after))
 
 
 def _copied(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -333,8 +420,9 @@ def _explained(
         used.append(features)
     for place, link in _links(done, made, (*KINDS, "shift"), slack):  # type: ignore[arg-type]
         return dataclasses.replace(head, link=link, place=place)
-    # The model returns the features, and the loss has the weight.
-    for place, link in _links(done, used, ("identity",)):
+    # The model returns the features alone, and the loss has the weight.
+    alone = all(len(trial.returned) == 1 for trial in done) and not head.turned_square
+    for place, link in _links(done, used, ("identity",)) if alone else ():
         width = weight.shape[0]
         if not link.arrangement.chosen:
             axis = link.arrangement.axis
@@ -348,11 +436,12 @@ def _explained(
 
 def _none(model: nn.Module, again: Again, ran: list[Ran], returned: list[Tensor]) -> InputError:
     """Return what to say, with a weight to name where one makes the logits."""
-    weights = advice.weights_of(model, advice.class_counts(returned))
+    weights = advice.weights_of(model, advice.class_counts(returned), {id(r.module) for r in ran})
     pairs = []
     for name, _ in weights:
+        ways = [(name, repr(name)), *_with_biases(model, name), _distances(name)]
         for each in _ends_in_features(model, again, name):
-            for source, words in ((name, repr(name)), _distances(name)):
+            for source, words in ways:
                 pair = GivenPair(each.name, each.module, source)
                 with contextlib.suppress(InputError):
                     head = pair_head(model, again, pair)
@@ -361,6 +450,20 @@ def _none(model: nn.Module, again: Again, ran: list[Ran], returned: list[Tensor]
             if pairs:
                 break
     return advice.no_head(ran, returned, weights, pairs)
+
+
+def _with_biases(model: nn.Module, name: str) -> Iterator[tuple[Any, str]]:
+    """Yield a weight with each vector beside it that may be its bias, and in words."""
+    owner, _, last = name.rpartition(".")
+    module = model.get_submodule(owner)
+    for other, tensor in (*module._parameters.items(), *module._buffers.items()):
+        if other != last and tensor is not None and tensor.ndim == 1 and last != "weight":
+            bias = f"{owner}.{other}" if owner else other
+
+            def source(model: nn.Module, bias: str = bias) -> tuple[Any, Any]:
+                return found_weight(model, name), found_weight(model, bias)
+
+            yield source, f"lambda model: (model.{name}, model.{bias})"
 
 
 def _distances(name: str) -> tuple[Callable[[nn.Module], tuple[Tensor, Tensor]], str]:

@@ -23,6 +23,11 @@ Weight = Tensor | str | Callable[..., Any]
 
 _SLACK = 16.0  # rounding units of |w| |h|: a sum of d products in any order
 _USUAL = {"weight", "bias"}
+_EXPECTED = (
+    "classifier=(module, weight) takes as weight a tensor (K, d), the name of a parameter or buffer "
+    "of the model, or a function (of nothing, or of the model) that returns (weight, bias) with a "
+    "row per class"
+)
 _ROWS = 8  # of each batch, for which the weight is compared with the output
 
 
@@ -231,6 +236,12 @@ class GivenHead(Head):
     returns_features: bool = False
 
     @property
+    def turned_square(self) -> bool:
+        """Whether which way a square weight lies is a guess."""
+        weight, _ = read_source(self.source, self.model)
+        return self.turned and weight.shape[0] == weight.shape[1]
+
+    @property
     def parameter(self) -> nn.Parameter | None:
         """The weight, if it is one parameter and is used as it is."""
         found = found_weight(self.model, self.source) if isinstance(self.source, str) else None
@@ -324,12 +335,14 @@ def linear_misfit(
     return worst.float()
 
 
-def linear_head(name: str, call: Call, module: nn.Module) -> Head | None:
+def linear_head(
+    name: str, call: Call, module: nn.Module, *, named: bool = False
+) -> Head | None:
     """Return the head that a module is, by what it makes of features; ``None`` if not linear.
 
     Its own ``weight`` is believed only if it explains the output on rows of other lengths too; else
-    unit vectors are tried. A module around layers counts only if one of them is as wide: an
-    adapter, not a network.
+    unit vectors are tried. A module around layers counts only if one of them is as wide, an
+    adapter and not a network, or if the user named it.
     """
     given, made = call.given, call.made
     if given is None or made is None or given.ndim < 2 or given.ndim != made.ndim:
@@ -340,7 +353,7 @@ def linear_head(name: str, call: Call, module: nn.Module) -> Head | None:
     axis = 1 if first else -1
     dim, width = given.shape[axis], made.shape[axis]
     known = isinstance(module, nn.Linear) or is_pointwise(module)
-    if not known and not _is_adapter_or_layer(module, dim, width):
+    if not known and not named and not _is_adapter_or_layer(module, dim, width):
         return None
     common: dict[str, Any] = {"name": name, "module": module, "channels_first": first}
     probed = ProbedHead(**common, dim=dim, call=call, axes=given.ndim)
@@ -431,29 +444,38 @@ def found_weight(model: nn.Module | None, name: str) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
+def _own_bias(model: nn.Module | None, name: str) -> Tensor | None:
+    """Return the bias of a layer whose ``weight`` is named: it belongs to it."""
+    owner, _, last = name.rpartition(".")
+    bias = found_weight(model, f"{owner}.bias" if owner else "bias") if last == "weight" else None
+    weight = found_weight(model, name)
+    fits = bias is not None and weight is not None and bias.shape == weight.shape[:1]
+    return bias if fits else None
+
+
 def read_source(source: Any, model: nn.Module | None) -> tuple[Tensor, Tensor | None]:
     """Return the weight and the bias that the user has given.
 
     Raises:
         InputError: If there is none of that name, or a function returns something else.
     """
-    given: Any = source
-    bias: Any = None
-    if isinstance(source, str):
-        given = found_weight(model, source)
-    elif not isinstance(source, Tensor):
-        takes = len(inspect.signature(source).parameters) > 0
-        given = source(model) if takes else source()
-        if isinstance(given, (tuple, list)) and len(given) == 2:
-            given, bias = given
-    tensor_like = isinstance(given, Tensor) and given.ndim == 2 and given.is_floating_point()
-    if not tensor_like or not (bias is None or isinstance(bias, Tensor)):
-        got = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+    given, bias = source, None
+    try:
+        if isinstance(source, str):
+            given, bias = found_weight(model, source), _own_bias(model, source)
+        elif callable(source) and not isinstance(source, (Tensor, nn.Module)):
+            takes = len(inspect.signature(source).parameters) > 0
+            given = source(model) if takes else source()
+            if isinstance(given, (tuple, list)) and len(given) == 2:
+                given, bias = given
+    except Exception as error:
         raise InputError(
-            "classifier=(module, weight) takes as weight a tensor (K, d), the name of a parameter "
-            "or buffer of the model, or a function that returns (weight, bias) with a row per "
-            f"class; {source_name(source)!r} gave {got}"
-        )
+            f"{_EXPECTED}; {source_name(source)!r} failed with {type(error).__name__}: {error}"
+        ) from error
+    fits = isinstance(given, Tensor) and given.ndim == 2 and given.is_floating_point()
+    if not fits or not (bias is None or isinstance(bias, Tensor)):
+        got = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+        raise InputError(f"{_EXPECTED}; {source_name(source)!r} gave {got}")
     return given.detach(), None if bias is None else bias.detach()
 
 

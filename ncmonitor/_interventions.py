@@ -8,10 +8,8 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from ncmonitor._links import candidates, mapped, tensors
-from ncmonitor._modules import modules_of
 
 #: Noise on a head's output lies in [-8, 8]: a softcap at 30 shows even in bfloat16.
 _RANGE: Final = 8.0
@@ -54,11 +52,11 @@ def trials(
     place: Place,
     inside: Callable[[], None] = lambda: None,
 ) -> list[Trial]:
-    """Run the model four times with other noise at a place.
+    """Run the model up to four times with other noise at a place.
 
-    In the last two passes everything else that owns weights and does not depend on the place gives
-    noise too: a second head that is zero today, or a constant, shows. The noise of one has the
-    opposite sign of the other's, since a ReLU may swallow either.
+    In the last two passes every weight of the model is another one, too: a second head that is zero
+    today, a gate that is closed, or a layer behind the place that does nothing yet, shows. What is
+    added in one pass is taken away in the other, since a ReLU may swallow either.
 
     Args:
         model: The model.
@@ -69,109 +67,69 @@ def trials(
     Raises:
         Missed: If the place is not reached exactly once in a pass.
     """
-    first, second = _Run(model, place, seed=1), _Run(model, place, seed=2)
-    done = [first.trial(again, inside), second.trial(again, inside)]
-    apart = [
-        module
-        for module in model.modules()
-        if id(module) in first.seen
-        and id(module) not in first.around
-        and first.seen[id(module)] == second.seen.get(id(module))
-    ]
+    done = [_trial(again, place, seed, inside) for seed in (1, 2)]
     for sign in (1.0, -1.0):
-        # No network promises to bear noise everywhere.
-        with _disturbed(model, apart, set(first.seen), sign), contextlib.suppress(Exception):
-            done.append(_Run(model, place, seed=3).trial(again, inside))
+        # No network promises to run with any weights.
+        with disturbed([*model.modules()], sign), contextlib.suppress(Exception):
+            done.append(_trial(again, place, 3, inside))
     return done
 
 
-def trial(model: nn.Module, again: Callable[[], Any], place: Place, seed: int) -> Trial:
+def trial(again: Callable[[], Any], place: Place, seed: int) -> Trial:
     """Run the model once with noise at a place.
 
     Raises:
         Missed: As in :func:`trials`.
     """
-    return _Run(model, place, seed).trial(again, lambda: None)
+    return _trial(again, place, seed, lambda: None)
 
 
-class _Run:
-    """One pass: noise at the place; what every module takes, in short.
+def _trial(
+    again: Callable[[], Any], place: Place, seed: int, inside: Callable[[], None]
+) -> Trial:
+    drawn: list[Tensor] = []
 
-    Attributes:
-        seen: Fingerprints of what each call took, by the identity of a module with weights of its
-            own: the hash of a torchmetrics ``Metric`` changes with its state.
-        around: The modules inside whose call the place is, and its own, likewise.
-    """
+    def change(tensor: Tensor) -> Tensor:
+        if first:
+            first.pop()
+            drawn.append(_drawn(tensor, place.scale, seed))
+            return drawn[-1].clone()  # operations in place may follow
+        return tensor
 
-    def __init__(self, model: nn.Module, place: Place, seed: int) -> None:
-        self.model, self.place, self.seed = model, place, seed
-        self.seen: dict[int, list[float]] = {}
-        self.around = {id(place.module)}
-        self._open: list[int] = []
-        self._noise: list[Tensor] = []
+    def give(module: nn.Module, args: Any, output: Any) -> Any:
+        first.append(True)
+        return mapped(output, change)
 
-    def trial(self, again: Callable[[], Any], inside: Callable[[], None]) -> Trial:
-        with contextlib.ExitStack() as hooks:
-            for module in self.model.modules():
-                if isinstance(module, torch.jit.ScriptModule):  # takes no such hooks
-                    continue
-                before = module.register_forward_pre_hook(self._enter, with_kwargs=True)
-                after = module.register_forward_hook(self._leave)
-                hooks.callback(before.remove)
-                hooks.callback(after.remove)
-            own = self.place.module
-            if self.place.output:
-                handle: Any = own.register_forward_hook(self._output)
-            else:
-                handle = own.register_forward_pre_hook(self._input, with_kwargs=True)
-            hooks.callback(handle.remove)
-            returned = candidates(again())
-            inside()
-        if len(self._noise) != 1:
-            raise Missed
-        return _cut(self._noise[0], returned)
+    def take(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        first.append(True)
+        if any(t.is_floating_point() for t in tensors(args)):
+            return mapped(args, change), kwargs
+        return args, mapped(kwargs, change)
 
-    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if _owns(module):
-            taken = [_fingerprint(t.detach()) for t in tensors((args, kwargs)) if _real(t)]
-            self.seen.setdefault(id(module), []).extend(taken)
-        self._open.append(id(module))
-        if module is self.place.module:
-            self.around |= set(self._open)
+    first: list[bool] = []
+    hook: Any = (
+        place.module.register_forward_hook(give)
+        if place.output
+        else place.module.register_forward_pre_hook(take, with_kwargs=True)
+    )
+    try:
+        torch.manual_seed(0)  # dropout that is always on drops the same in each pass
+        returned = candidates(again())
+        inside()
+    finally:
+        hook.remove()
+    if len(drawn) != 1:
+        raise Missed
+    return _cut(drawn[0], returned)
 
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if id(module) in self._open:  # a call that failed and was caught never left
-            del self._open[len(self._open) - 1 - self._open[::-1].index(id(module)) :]
 
-    def _output(self, module: nn.Module, args: Any, output: Any) -> Any:
-        return self._replaced(output)
-
-    def _input(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if any(_real(t) for t in tensors(args)):
-            return self._replaced(args), kwargs
-        return args, self._replaced(kwargs)
-
-    def _replaced(self, value: Any) -> Any:
-        """Replace the first floating-point tensor of a nest."""
-        done = False
-
-        def change(tensor: Tensor) -> Tensor:
-            nonlocal done
-            if done:
-                return tensor
-            done = True
-            self._noise.append(self._drawn(tensor))
-            return self._noise[-1].clone()  # operations in place may follow
-
-        return mapped(value, change)
-
-    def _drawn(self, like: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed)
-        if self.place.scale is None:
-            drawn = torch.rand(like.shape, generator=generator) * (2 * _RANGE) - _RANGE
-        else:
-            drawn = torch.randn(like.shape, generator=generator) * self.place.scale
-        return drawn.to(like.dtype).to(like.device)
+def _drawn(like: Tensor, scale: float | None, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    if scale is None:
+        drawn = torch.rand(like.shape, generator=generator) * (2 * _RANGE) - _RANGE
+    else:
+        drawn = torch.randn(like.shape, generator=generator) * scale
+    return drawn.to(like.dtype).to(like.device)
 
 
 def _cut(noise: Tensor, returned: list[Tensor]) -> Trial:
@@ -187,60 +145,40 @@ def _cut(noise: Tensor, returned: list[Tensor]) -> Trial:
     return Trial(noise[:kept].clone(), parts)
 
 
-def _fingerprint(tensor: Tensor) -> float:
-    """Return a sum over entries spread over a tensor."""
-    flat = tensor.reshape(-1)
-    return float(flat[:: max(1, len(flat) // 4096)].double().sum())
-
-
-def _real(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and tensor.numel() > 0
-
-
-def _owns(module: nn.Module) -> bool:
-    """Tell whether a module has weights of its own, which another one may not have learnt yet."""
-    return bool(module._parameters) or parametrize.is_parametrized(module)
-
-
 @contextlib.contextmanager
-def _disturbed(
-    model: nn.Module, apart: list[nn.Module], ran: set[int], sign: float
-) -> Iterator[None]:
-    """Add noise to what some modules give, and to the weights of those that only hold them.
+def disturbed(modules: list[nn.Module], sign: float = 1.0) -> Iterator[None]:
+    """Give modules other weights inside, and then their own, which were never written to.
 
-    A vector with an entry per class that is not learnt may be a mask: it stays as it is.
+    Buffers stay as they are, since a mask may be one; but those of norms move in training.
     """
     generator = torch.Generator().manual_seed(4)
-
-    def noisy(tensor: Tensor) -> Tensor:
-        # Two vectors, along the first and the last axis: noise for every entry would take longer
-        # than the forward pass.
-        size = float(tensor.detach().abs().mean().nan_to_num(posinf=0)) + 1
-        for axis in {0, tensor.ndim - 1} if tensor.ndim else ():
-            shape = [1] * tensor.ndim
-            shape[axis] = tensor.shape[axis]
-            drawn = sign * size * torch.randn(shape, generator=generator)
-            tensor = tensor + drawn.to(tensor.dtype).to(tensor.device)
-        return tensor
-
+    seen: set[int] = set()
     with contextlib.ExitStack() as undo:
-        for module in apart:
-            handle = module.register_forward_hook(lambda m, a, output: mapped(output, noisy))
-            undo.callback(handle.remove)
-        for module in modules_of(model).values():
-            if id(module) in ran and not [*module.children()]:
-                continue
-            for tensor in (*module._parameters.values(), *module._buffers.values()):
-                if tensor is not None and _may_be_a_head(tensor):
-                    data = tensor.data
-                    undo.callback(setattr, tensor, "data", data)
-                    tensor.data = noisy(data).detach()
+        for module in modules:
+            held = [*module._parameters.values()]
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                held += [*module._buffers.values()]
+            for tensor in held:
+                lazy = tensor is None or nn.parameter.is_lazy(tensor)
+                if lazy or id(tensor) in seen or tensor is None or not tensor.is_floating_point():
+                    continue
+                seen.add(id(tensor))
+                data = tensor.data
+                undo.callback(setattr, tensor, "data", data)
+                tensor.data = _other(data, sign, generator)
         yield
 
 
-def _may_be_a_head(tensor: Tensor) -> bool:
-    if nn.parameter.is_lazy(tensor) or not _real(tensor):
-        return False
-    if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
-        return tensor.numel() > 1
-    return sum(size > 1 for size in tensor.shape) > 1
+def _other(tensor: Tensor, sign: float, generator: torch.Generator) -> Tensor:
+    """Return other values: a scalar stays positive if it is, so that a factor stays one."""
+    if tensor.numel() == 1:
+        return tensor * 1.5 + 0.25
+    # Two vectors, along the first and the last axis: noise for every entry would take longer than
+    # the forward pass.
+    size = float(tensor.abs().mean().nan_to_num(posinf=0)) + 1
+    for axis in {0, tensor.ndim - 1} if tensor.numel() else ():
+        shape = [1] * tensor.ndim
+        shape[axis] = tensor.shape[axis]
+        drawn = sign * size * torch.randn(shape, generator=generator)
+        tensor = tensor + drawn.to(tensor.dtype).to(tensor.device)
+    return tensor

@@ -10,7 +10,7 @@ the head's output:
 ``sigmoid``    sigmoid(z), class by class
 ``log_softmax`` log softmax(z)
 ``softcap``    c tanh(z / c)
-``mask``       z + m with one vector m (-inf for padding classes)
+``mask``       z + m with one vector m; or one value for padding classes, often -inf
 ``shift``      z + a(x), one number for each sample; only where the user gave the weight
 ============== =================================================================
 
@@ -36,6 +36,8 @@ _OWN: Final = ("softmax", "log_softmax", "sigmoid")
 _SLACK: Final = 8.0  # rounding units: two or three operations, each within one
 _ROWS: Final = 512  # from which a scale or a mask is found
 _BLOCK: Final = 2**22  # elements compared at once
+_POSITIONS: Final = 4096  # among which the chosen one is looked for
+_PADDING: Final = 1e4  # a mask beyond this takes a class out
 
 
 class Arrangement(NamedTuple):
@@ -61,25 +63,51 @@ class Link:
         kind: One of :data:`KINDS`, or ``"shift"``.
         value: The scale or the cap; 1 where there is none.
         mask: The vector that is added, ``(K,)``.
-        own: Whether the head's own output is taken for the logits, not what was returned.
+        fixed: What is returned of a class whatever its logit, ``nan`` for the others, ``(K,)``.
     """
 
     arrangement: Arrangement
     kind: str
     value: float = 1.0
     mask: Tensor | None = None
+    fixed: Tensor | None = None
 
     @property
     def own(self) -> bool:
         """Whether the logits are the head's own output, not what the model returned."""
         return self.kind in _OWN
 
-    def renewed(self, made: Tensor, returned: Tensor) -> Link:
-        """Return the link with the scale of these values: a learnt temperature moves."""
-        if self.kind != "scale" or self.arrangement.chosen:
+    def renewed(self, made: Tensor, returned: Tensor, slack: Tensor | None = None) -> Link:
+        """Return the link with its constants as these values have them.
+
+        A learnt temperature or cap, or a prior in a buffer, moves between measurements.
+        """
+        arrangement = self.arrangement
+        fits = arrangement in arrangements(made, returned)
+        if not fits or (made.shape[:-1].numel() < 2 and self.kind not in ("scale", "softcap")):
             return self
-        found = _scale(*_sampled(self.rows(made), self.returned_rows(returned)))
-        return self if found is None else dataclasses.replace(self, value=found)
+        kinds = ("shift",) if self.kind == "shift" else (self.kind, "scale", "mask")
+        more = None if slack is None else [slack]
+        for kind in dict.fromkeys(kinds):
+            link = _fitted(Link(arrangement, kind), [made], [returned], more)
+            if link is not None:
+                return link
+        return self
+
+    def folded(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return weight and bias of the returned logits: with the factor and the mask in them.
+
+        Classes that the mask takes out keep what they have.
+        """
+        count = self.arrangement.classes
+        weight, bias = weight[:count], None if bias is None else bias[:count]
+        if self.kind == "scale" and self.value != 1:
+            weight, bias = weight * self.value, None if bias is None else bias * self.value
+        if self.kind == "mask" and self.mask is not None:
+            added = self.mask.to(weight).where(self.mask.to(weight).abs() < _PADDING, 0)
+            if bool(added.any()):
+                bias = added if bias is None else bias + added
+        return weight, bias
 
     def rows(self, made: Tensor) -> Tensor:
         """Return the head's output ``(..., K)`` as rows of the returned classes."""
@@ -113,7 +141,9 @@ class Link:
             return (rows / self.value).tanh() * self.value
         if self.kind == "mask":
             assert self.mask is not None
-            return rows + self.mask.to(rows)
+            assert self.fixed is not None
+            fixed = self.fixed.to(rows)
+            return (rows + self.mask.to(rows)).where(fixed.isnan(), fixed)
         return rows
 
     def worst(
@@ -251,38 +281,64 @@ def _fitted(
     returned: Sequence[Tensor],
     slack: Sequence[Tensor] | None,
 ) -> Link | None:
-    chosen = link.arrangement.chosen
-    if chosen and link.kind in ("softcap", "mask"):  # not told apart from another position
+    """Return the link with its constants; the factor and the cap may differ from the third pass on.
+
+    In these passes learnt factors are other ones, too.
+    """
+    chosen, one_class = link.arrangement.chosen, link.arrangement.classes == 1
+    if one_class and link.kind in ("softmax", "log_softmax", "shift"):  # fits any values
         return None
-    if any(arrangements_differ(link, m, r) for m, r in zip(made, returned, strict=True)):
+    if any(link.arrangement not in arrangements(*p) for p in zip(made, returned, strict=True)):
         return None
-    if link.kind in ("scale", "softcap", "mask"):
-        if chosen:
-            value = _scale_of_chosen(link, made[0], returned[0])
-            if value is None:
-                return None
-            link = dataclasses.replace(link, value=value)
-        else:
-            rows = [
-                _sampled(link.rows(m), link.returned_rows(r), _ROWS // len(made))
-                for m, r in zip(made, returned, strict=True)
-            ]
-            found = _with_constant(link, *(torch.cat(parts) for parts in zip(*rows, strict=True)))
-            if found is None:
-                return None
-            link = found
+    first = _constants(link, made[:2], returned[:2])
+    if first is None:
+        return None
     for number, (one, two) in enumerate(zip(made, returned, strict=True)):
-        more = None if slack is None else slack[number]
-        places = link.chosen_rows(one, two, more)[0] if chosen else None
-        more = more if places is None or more is None else more[places]
-        if not bool(link.worst(one, two, places, more) <= 1):
+        moved = number > 1 and link.kind in ("scale", "softcap")
+        now = _constants(link, [one], [two]) if moved else first
+        if now is None:
             return None
-    return link
+        more = None if slack is None else slack[number]
+        places = now.chosen_rows(one, two, more)[0] if chosen else None
+        more = more if places is None or more is None else more[places]
+        if not bool(now.worst(one, two, places, more) <= 1):
+            return None
+    return first
 
 
-def arrangements_differ(link: Link, made: Tensor, returned: Tensor) -> bool:
-    """Tell whether these shapes do not fit a link's arrangement."""
-    return link.arrangement not in arrangements(made, returned)
+def _constants(link: Link, made: Sequence[Tensor], returned: Sequence[Tensor]) -> Link | None:
+    """Return the link with the constant that fits what was made and returned."""
+    if link.kind not in ("scale", "softcap", "mask"):
+        return link
+    if link.arrangement.chosen:
+        return _constants_of_chosen(link, made, returned)
+    rows = [
+        _sampled(link.rows(m), link.returned_rows(r), _ROWS // len(made))
+        for m, r in zip(made, returned, strict=True)
+    ]
+    return _with_constant(link, *(torch.cat(parts) for parts in zip(*rows, strict=True)))
+
+
+def _constants_of_chosen(
+    link: Link, made: Sequence[Tensor], returned: Sequence[Tensor]
+) -> Link | None:
+    """Return the link with the constant by which a row of the first samples became the returned."""
+    width = link.arrangement.classes
+    if width < 2:
+        return None
+    samples = min(2 if link.kind == "mask" else 1, len(returned[0]))
+    given = torch.cat([link.returned_rows(r)[:samples] for r in returned]).double()
+    flat = [m.reshape(len(m), -1, m.shape[-1])[:samples, :, :width].double() for m in made]
+    found = torch.cat(flat)
+    if link.kind != "mask":  # each pass may have chosen alone: the first tells
+        found, given = found[:1], given[:1]
+    for place in range(min(found.shape[1], _POSITIONS)):
+        own = _with_constant(link, found[:, place], given)
+        if own is None:
+            continue
+        if bool(own._deviation(found[:, place], given, rounding(made[0], returned[0])).max() <= 1):
+            return own
+    return None
 
 
 def _with_constant(link: Link, found: Tensor, given: Tensor) -> Link | None:
@@ -295,7 +351,11 @@ def _with_constant(link: Link, found: Tensor, given: Tensor) -> Link | None:
         return None if cap is None else dataclasses.replace(link, value=cap)
     if len(found) < 2:  # any vector would do
         return None
-    return dataclasses.replace(link, mask=(given - found).median(0).values)
+    same = (given == given[:1]).all(0) & ~(found == found[:1]).all(0)
+    fixed = given[0].where(same, torch.nan)
+    return dataclasses.replace(
+        link, mask=(given - found).median(0).values.where(~same, 0), fixed=fixed
+    )
 
 
 def _scale(found: Tensor, given: Tensor) -> float | None:
@@ -304,16 +364,6 @@ def _scale(found: Tensor, given: Tensor) -> float | None:
     square = float(found.square().sum())
     value = float((found * given).sum()) / square if square > 0 else 0.0
     return value if value > 0 and math.isfinite(value) else None
-
-
-def _scale_of_chosen(link: Link, made: Tensor, returned: Tensor) -> float | None:
-    """Return the scale from the first sample: its returned row is a multiple of one of its rows."""
-    found = made[0].reshape(-1, made.shape[-1])[:, : link.arrangement.classes].double()
-    given = link.returned_rows(returned)[0].double()
-    values = (found @ given) / found.square().sum(1)
-    error = (values[:, None] * found - given).abs().amax(1).nan_to_num(nan=torch.inf)
-    value = float(values[int(error.argmin())])
-    return value if found.shape[1] > 1 and value > 0 and math.isfinite(value) else None
 
 
 def _cap(found: Tensor, given: Tensor) -> float | None:

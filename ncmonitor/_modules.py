@@ -15,7 +15,7 @@ _LISTED = 12  # names in a message; the last ones, among which the classifier is
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """Return the module inside of what ``torch.compile`` made of it."""
-    while isinstance(inner := module._modules.get("_orig_mod"), nn.Module):
+    while isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
         module = inner
     return module
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ncmonitor import FeatureTap, InputError
+from ncmonitor._links import Link
 
 DIM, INPUTS = 16, 12
 COUNTS = (2, 10, 100)
@@ -237,6 +238,16 @@ KINDS: dict[str, Kind] = {
 }
 
 
+def returned_of(link: Link, linear: Tensor) -> Tensor:
+    """Return what a model returns, of ``W h + b``, which has factor and mask in it."""
+    if link.kind == "scale":
+        return linear
+    if link.kind == "mask":
+        assert link.fixed is not None
+        return linear.where(link.fixed.isnan(), link.fixed.to(linear))
+    return link.apply(linear)
+
+
 def tried(model: nn.Module, x: Tensor, classifier: Any = None) -> FeatureTap | InputError:
     """Return the tap after a batch, or the refusal.
 
@@ -256,7 +267,7 @@ def tried(model: nn.Module, x: Tensor, classifier: Any = None) -> FeatureTap | I
         assert tap.head.link is not None
         linear = tapped.features.double() @ tap.weight.double().T
         linear = linear if tap.bias is None else linear + tap.bias.double()
-        made = tap.head.link.apply(linear)
+        made = returned_of(tap.head.link, linear)
         if tap.head.link.kind == "shift":
             made, kept = (z - z.mean(1, keepdim=True) for z in (made, kept.double()))
         torch.testing.assert_close(made, kept.double(), rtol=1e-4, atol=1e-4)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from head_kinds import returned_of
 from ncmonitor import FeatureTap, InputError
 
 CLASSES = 7
@@ -195,7 +196,7 @@ def found(entry: Entry) -> FeatureTap | InputError:
         linear = tapped.features.double() @ weight.T + (0 if bias is None else bias.double())
         assert tap.head is not None
         assert tap.head.link is not None
-        shown = tap.head.link.apply(linear.reshape(-1, linear.shape[-1]))
+        shown = returned_of(tap.head.link, linear.reshape(-1, linear.shape[-1]))
         torch.testing.assert_close(
             shown.view(linear.shape), logits.double().view(linear.shape), rtol=1e-3, atol=1e-4
         )
