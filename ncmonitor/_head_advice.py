@@ -79,9 +79,7 @@ def weight_not_used(given: GivenPair, weight: Tensor, returned: list[Tensor]) ->
     )
 
 
-def weights_of(
-    model: nn.Module, widths: set[int], ran: set[int]
-) -> list[tuple[str, Tensor]]:
+def weights_of(model: nn.Module, widths: set[int], ran: set[int]) -> list[tuple[str, Tensor]]:
     """Return matrices with a row or column for each logit, of modules that are no layers."""
     known = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
     found = []

@@ -23,7 +23,7 @@ from ncmonitor._heads import (
     read_source,
     version,
 )
-from ncmonitor._interventions import Missed, Place, Trial, disturbed, trials
+from ncmonitor._interventions import Missed, Place, Trial, disturbed, seed_all, trials
 from ncmonitor._links import KINDS, Arrangement, Link, arrangements, candidates, fit
 from ncmonitor._modules import is_pointwise, modules_of, unwrapped
 
@@ -139,9 +139,7 @@ def _found(
                 yield head
 
 
-def _another_makes_logits(
-    again: Again, head: Head, ran: list[Ran], returned: list[Tensor]
-) -> bool:
+def _another_makes_logits(again: Again, head: Head, ran: list[Ran], returned: list[Tensor]) -> bool:
     """Tell whether layers that are not on the way to the head make another returned tensor.
 
     A hidden layer that is returned beside the logits is on that way; the mean of two other heads, a
@@ -189,7 +187,7 @@ def _with_weights(
 
     handle = head.module.register_forward_hook(catch, with_kwargs=True)
     try:
-        torch.manual_seed(0)
+        seed_all()
         with disturbed(modules):
             returned = [t.clone() for t in candidates(again())]
     except Exception:  # no network promises to run with any weights
@@ -356,12 +354,12 @@ def _acts(model: nn.Module, again: Again, source: Any) -> bool:
     own = [t for t in held if t is tensor or t.data_ptr() == read.data_ptr()]
     if not own:  # computed from others
         return False
-    torch.manual_seed(0)
+    seed_all()
     before = [t.clone() for t in candidates(again())]
     data = own[0].data
     try:
         own[0].data = data * 1.5 + 0.25
-        torch.manual_seed(0)
+        seed_all()
         after = candidates(again())
     except Exception:
         return True

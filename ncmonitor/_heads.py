@@ -335,9 +335,7 @@ def linear_misfit(
     return worst.float()
 
 
-def linear_head(
-    name: str, call: Call, module: nn.Module, *, named: bool = False
-) -> Head | None:
+def linear_head(name: str, call: Call, module: nn.Module, *, named: bool = False) -> Head | None:
     """Return the head that a module is, by what it makes of features; ``None`` if not linear.
 
     Its own ``weight`` is believed only if it explains the output on rows of other lengths too; else

@@ -84,9 +84,7 @@ def trial(again: Callable[[], Any], place: Place, seed: int) -> Trial:
     return _trial(again, place, seed, lambda: None)
 
 
-def _trial(
-    again: Callable[[], Any], place: Place, seed: int, inside: Callable[[], None]
-) -> Trial:
+def _trial(again: Callable[[], Any], place: Place, seed: int, inside: Callable[[], None]) -> Trial:
     drawn: list[Tensor] = []
 
     def change(tensor: Tensor) -> Tensor:
@@ -113,7 +111,7 @@ def _trial(
         else place.module.register_forward_pre_hook(take, with_kwargs=True)
     )
     try:
-        torch.manual_seed(0)  # dropout that is always on drops the same in each pass
+        seed_all()
         returned = candidates(again())
         inside()
     finally:
@@ -121,6 +119,16 @@ def _trial(
     if len(drawn) != 1:
         raise Missed
     return _cut(drawn[0], returned)
+
+
+def seed_all() -> None:
+    """Seed torch: dropout that is always on drops the same in each pass.
+
+    ``torch.manual_seed`` queues a call for every accelerator that has not been used.
+    """
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(0)
 
 
 def _drawn(like: Tensor, scale: float | None, seed: int) -> Tensor:

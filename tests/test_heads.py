@@ -252,11 +252,11 @@ def test_one_logit_is_two_classes(end: str) -> None:
 
 def test_a_second_head_that_wakes_up_is_noticed() -> None:
     class Gated(Tied):
-        """A gate of zero, as in ReZero: the second head has no influence yet."""
+        """A second head that a schedule brings in."""
 
         def __init__(self) -> None:
             super().__init__(5)
-            self.gate, self.head = nn.Parameter(torch.zeros(1)), nn.Linear(DIM, 5)
+            self.gate, self.head = 0.0, nn.Linear(DIM, 5)
 
         def forward(self, x: Tensor) -> Tensor:
             h = self.trunk(x)
@@ -266,7 +266,7 @@ def test_a_second_head_that_wakes_up_is_noticed() -> None:
     with torch.no_grad(), FeatureTap(model) as tap:
         model(x)
         tap.take()
-        model.gate.add_(0.1)
+        model.gate = 0.1
         model(x)
         with pytest.raises(InputError, match="no longer made by its classifier 'head' alone"):
             tap.take()
@@ -301,3 +301,179 @@ def test_a_learnt_temperature_may_move_between_measurements_but_not_within_one()
         model(x)
         with pytest.raises(InputError, match="or a factor has come between"):
             tap.take()
+
+
+# -- what a review has found -----------------------------------------------------------------------
+
+
+class Exits(nn.Module):
+    """Two outputs, of which a single head makes one only."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.trunk, self.kind = trunk(), kind
+        self.a, self.b, self.c = (nn.Linear(DIM, 5) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.trunk(x)
+        mean = (self.a(h) + self.b(h)) / 2
+        if self.kind == "exit":
+            return {"final": mean, "exit": self.a(h)}
+        if self.kind == "projection":
+            return mean, self.c(h)
+        if self.kind == "early":
+            early = self.c(h)
+            return early, (self.a(h) + self.b(h)) / 2
+        return self.a(h), h, F.normalize(h)  # "hidden"
+
+
+@pytest.mark.parametrize("kind", ["exit", "projection", "early"])
+def test_another_output_that_no_head_makes_asks_for_a_name(kind: str) -> None:
+    refused = tried_any(Exits(kind))
+    assert isinstance(refused, InputError)
+    assert "pass classifier= the name of the one to watch" in str(refused) or "run once" in str(
+        refused
+    )
+
+
+def test_hidden_layers_beside_the_logits_ask_for_nothing() -> None:
+    tap = tried_any(Exits("hidden"))
+    assert isinstance(tap, FeatureTap), tap
+    assert tap.name == "a"
+
+
+def tried_any(model: nn.Module, classifier: Any = None) -> FeatureTap | InputError:
+    torch.manual_seed(0)
+    with torch.no_grad(), FeatureTap(model.eval(), classifier) as tap:
+        model(torch.randn(8, INPUTS))
+        try:
+            tap.take()
+        except InputError as error:
+            return error
+    return tap
+
+
+@pytest.mark.parametrize("given", ["v", "w"])
+def test_one_logit_takes_its_own_weight_alone(given: str) -> None:
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk = trunk()
+            self.w, self.v = (nn.Parameter(torch.randn(1, DIM)) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(self.trunk(x), self.w)
+
+    tap = tried_any(One(), ("trunk", given))
+    assert isinstance(tap, FeatureTap) == (given == "w")
+
+
+def test_logits_and_features_need_the_weight_of_the_logits() -> None:
+    class Both(Outside):
+        def __init__(self) -> None:
+            super().__init__(F.linear, 5, DIM)
+            self.b = nn.Parameter(torch.randn(5))
+            self.wrong = nn.Parameter(torch.randn(5, DIM))
+
+        def forward(self, x: Tensor) -> Any:
+            h = self.trunk(x)
+            return F.linear(h, self.W, self.b), h
+
+    for given in ("W", "wrong"):
+        assert isinstance(tried_any(Both(), ("trunk", given)), InputError)
+    tap = tried_any(Both(), ("trunk", lambda model: (model.W, model.b)))
+    assert isinstance(tap, FeatureTap), tap
+    refused = str(tried_any(Both()))
+    assert "classifier=('trunk', lambda model: (model.W, model.b))" in refused
+
+
+def test_the_name_of_a_layers_weight_brings_its_bias() -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk, self.fc = trunk(), nn.Linear(DIM, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(self.trunk(x), self.fc.weight, self.fc.bias)
+
+    model = Functional()
+    assert "classifier=('trunk', 'fc.weight')" in str(tried_any(model))
+    tap = tried_any(model, ("trunk", "fc.weight"))
+    assert isinstance(tap, FeatureTap), tap
+    assert tap.bias is not None
+    assert tap.bias.equal(model.fc.bias)
+
+
+@pytest.mark.parametrize("kind", ["vector", "zero_residual", "gate", "noisy"])
+def test_what_does_nothing_yet_is_no_part_of_a_head(kind: str) -> None:
+    class Later(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk, self.head = trunk(), nn.Linear(DIM, 5)
+            self.w, self.g = nn.Parameter(torch.ones(5)), nn.Parameter(torch.zeros(()))
+            self.late = nn.Linear(5 if kind == "zero_residual" else DIM, 5)
+            if kind != "gate":
+                nn.init.zeros_(self.late.weight)
+                nn.init.zeros_(self.late.bias)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.trunk(x)
+            h = F.dropout(h, 0.2, training=True) if kind == "noisy" else h
+            z = self.head(h)
+            if kind == "vector":
+                return z * self.w
+            if kind == "zero_residual":
+                return z + self.late(z)
+            return z + (self.g if kind == "gate" else 1) * self.late(h)
+
+    assert isinstance(tried_any(Later()), InputError)
+
+
+def test_a_norm_behind_the_layer_is_part_of_the_head() -> None:
+    head = nn.Sequential(nn.Linear(DIM, 5), nn.BatchNorm1d(5))
+    model, x = Net(head), torch.randn(40, INPUTS)
+    model.train()
+    for _ in range(50):
+        model(x)  # moves the running statistics
+    tap = tried(model, x)
+    assert isinstance(tap, FeatureTap), tap
+    assert tap.name == "head"
+
+
+@pytest.mark.parametrize("end", ["fill", "prior", "cap_of_last"])
+def test_masks_caps_and_priors_are_told_apart(end: str) -> None:
+    prior = torch.tensor([2.0, -1.0, 0.5, 0.0, 0.0])
+    ends: dict[str, Any] = {
+        "fill": lambda z: z.masked_fill(torch.tensor([0, 0, 0, 1, 1]).bool(), -100.0),
+        "prior": lambda z: z + prior,
+        "cap_of_last": lambda z: (10 * (z / 10).tanh()).view(4, 2, 5)[:, 1],
+    }
+    model = Net(nn.Linear(DIM, 5), ends[end])
+    if end == "cap_of_last":
+        model.trunk = nn.Sequential(trunk(), nn.Unflatten(0, (4, 2)))  # type: ignore[assignment]
+    tap = tried_any(model)
+    assert isinstance(tap, FeatureTap), tap
+    if end == "prior":
+        assert tap.bias is not None
+        torch.testing.assert_close(tap.bias, model.head.bias + prior)  # type: ignore[operator]
+
+
+def test_a_learnt_factor_that_is_one_today_is_a_factor() -> None:
+    model = Net(nn.Linear(DIM, 5))
+    model.t = t = nn.Parameter(torch.tensor(1.0))
+    model.end = lambda z: t * z
+    tap = tried_any(model)
+    assert isinstance(tap, FeatureTap), tap
+    assert tap.head is not None
+    assert tap.head.link is not None
+    assert tap.head.link.kind == "scale"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [None, [1.0], nn.Linear(DIM, 5), lambda: 1 / 0, lambda a, b: None, torch.zeros],
+    ids=["none", "list", "module", "raises", "two_arguments", "builtin"],
+)
+def test_a_weight_that_is_none_is_refused_in_words(source: Any) -> None:
+    with pytest.raises(InputError, match=r"takes as weight a tensor \(K, d\)"):
+        FeatureTap(Outside(F.linear, 5, DIM), ("trunk", source))

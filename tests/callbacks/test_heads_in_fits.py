@@ -208,11 +208,14 @@ def test_an_adapted_head_is_measured_with_its_effective_weight(tmp_path: Path) -
 
 def test_a_disagreement_later_is_a_row_of_nan_and_one_warning(tmp_path: Path) -> None:
     class Gated(Adapted):
-        """The second head has a gate of zero, as in ReZero, until training opens it."""
+        """A second head that a schedule brings in after the first step."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.gate, self.late = nn.Parameter(torch.zeros(1)), nn.Linear(DIM, CLASSES)
+            self.gate, self.late = 0.0, nn.Linear(DIM, CLASSES)
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.gate = 0.1
 
         def forward(self, x: Tensor) -> Tensor:
             h = self.bb(x)
