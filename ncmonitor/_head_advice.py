@@ -74,7 +74,7 @@ def weight_not_used(given: GivenPair, weight: Tensor, returned: list[Tensor]) ->
     return InputError(
         f"the model returns {shapes}, which is not W h + b ({_ALLOWED}) with the given weight of "
         f"shape {tuple(weight.shape)} and features h that {given.name!r} takes or gives, as they "
-        "are or at unit length. A copy of the weight is not followed: pass the parameter itself, or "
+        "are or at unit length. A copy of the weight is not followed: pass the parameter itself or "
         f"its name; a bias is passed by a function; expected {_PAIR}"
     )
 

@@ -24,9 +24,9 @@ Weight = Tensor | str | Callable[..., Any]
 _SLACK = 16.0  # rounding units of |w| |h|: a sum of d products in any order
 _USUAL = {"weight", "bias"}
 _EXPECTED = (
-    "classifier=(module, weight) takes as weight a tensor (K, d), the name of a parameter or buffer "
-    "of the model, or a function (of nothing, or of the model) that returns (weight, bias) with a "
-    "row per class"
+    "classifier=(module, weight) takes as weight a tensor (K, d), the name of a parameter or "
+    "buffer of the model, or a function (of nothing or the model) that returns (weight, bias) with "
+    "a row per class"
 )
 _ROWS = 8  # of each batch, for which the weight is compared with the output
 

@@ -163,7 +163,7 @@ def disturbed(modules: list[nn.Module], sign: float = 1.0) -> Iterator[None]:
     seen: set[int] = set()
     with contextlib.ExitStack() as undo:
         for module in modules:
-            held = [*module._parameters.values()]
+            held: list[Tensor | None] = [*module._parameters.values()]
             if isinstance(module, nn.modules.batchnorm._NormBase):
                 held += [*module._buffers.values()]
             for tensor in held:

@@ -36,7 +36,7 @@ _OWN: Final = ("softmax", "log_softmax", "sigmoid")
 _SLACK: Final = 8.0  # rounding units: two or three operations, each within one
 _ROWS: Final = 512  # from which a scale or a mask is found
 _BLOCK: Final = 2**22  # elements compared at once
-_POSITIONS: Final = 4096  # among which the chosen one is looked for
+_POSITIONS: Final = 32  # among which the chosen one is looked for, under a softcap or a mask
 _PADDING: Final = 1e4  # a mask beyond this takes a class out
 
 
@@ -332,7 +332,15 @@ def _constants_of_chosen(
     found = torch.cat(flat)
     if link.kind != "mask":  # each pass may have chosen alone: the first tells
         found, given = found[:1], given[:1]
-    for place in range(min(found.shape[1], _POSITIONS)):
+    if link.kind == "scale":
+        values = (found[0] @ given[0]) / found[0].square().sum(1)
+        error = (values[:, None] * found[0] - given[0]).abs().amax(1).nan_to_num(nan=torch.inf)
+        value = float(values[int(error.argmin())])
+        positive = value > 0 and math.isfinite(value)
+        return dataclasses.replace(link, value=value) if positive else None
+    if found.shape[1] > _POSITIONS:
+        return None
+    for place in range(found.shape[1]):
         own = _with_constant(link, found[:, place], given)
         if own is None:
             continue

@@ -446,7 +446,7 @@ def test_masks_caps_and_priors_are_told_apart(end: str) -> None:
     }
     model = Net(nn.Linear(DIM, 5), ends[end])
     if end == "cap_of_last":
-        model.trunk = nn.Sequential(trunk(), nn.Unflatten(0, (4, 2)))  # type: ignore[assignment]
+        model.trunk = nn.Sequential(trunk(), nn.Unflatten(0, (4, 2)))
     tap = tried_any(model)
     assert isinstance(tap, FeatureTap), tap
     if end == "prior":
