@@ -246,8 +246,9 @@ def arrangements(made: Tensor, returned: Tensor) -> Iterator[Arrangement]:
             continue
         if returned.numel() == width * rows:
             yield Arrangement(axis, width, chosen=False)
-        elif returned.ndim == 2 and axis == 1 and made.ndim > 2 and len(returned) == len(made):
-            yield Arrangement(axis, width, chosen=True)
+        elif width == classes and axis == 1 and returned.ndim == 2 < made.ndim:
+            if len(returned) == len(made):
+                yield Arrangement(axis, width, chosen=True)
 
 
 def fit(
