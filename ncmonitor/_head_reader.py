@@ -9,11 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from ncmonitor._checks import InputError, MeasurementError
-from ncmonitor._heads import Call, GivenHead, Head, ProbedHead, two_logits, version
+from ncmonitor._heads import (
+    Call,
+    GivenHead,
+    Head,
+    ProbedHead,
+    linear_misfit,
+    slack_of,
+    two_logits,
+    version,
+)
 from ncmonitor._interventions import Place, trial
 from ncmonitor._links import Arrangement, Link, candidates
 
 Again = Callable[[], Any]
+
+_ROWS = 8  # of each batch, for which the weight is compared with the output
 
 
 class HeadReader:
@@ -74,17 +85,18 @@ class HeadReader:
         returned = self._returned(output)
         if isinstance(head, GivenHead) and head.returns_features:
             return self._features_returned(head, link, features, made, returned)
+        weight, bias = self.linear()
+        computed = isinstance(head, GivenHead)  # by W h + b itself, which rounds differently
+        slack, rows = slack_of(features, weight) if computed else None, None
         if not self._renewed:
-            slack = head.slack(features, self.linear()[0])
             self._link, self._renewed = link.renewed(made, returned, slack), True
             link = self._link
-        weight, bias = self.linear()
-        slack, rows = head.slack(features, weight), None
         if link.arrangement.chosen:
             rows = self._chosen(link, made, returned, slack, again)
         size = slack if slack is None or rows is None else slack[rows]
         self._note(link.worst(made, returned, rows, size))
-        self._note(head.misfit(features, made, weight, bias, self._row_lengths(weight)))
+        if not computed:
+            self._note(self._misfit(features, made, weight, bias))
         lead = link.lead(returned)
         features, made = (
             each.reshape(-1, each.shape[-1]) if rows is None else each.flatten(0, -2)[rows]
@@ -103,14 +115,23 @@ class HeadReader:
         worst, self._worst = self._worst, None
         if worst is not None and not bool(worst <= 1):
             raise MeasurementError(
-                f"what the model returns is no longer made by its classifier "
-                f"{self.head.described!r} alone, so the numbers would not be those of the model: "
-                "another head, an adapter or a factor has come between since training began. Pass "
-                "classifier= what makes the logits, or forward= a function that returns the "
+                f"what the model returns is not made by its classifier {self.head.described!r} "
+                "alone, as it was when the classifier was found, so the numbers would not be those "
+                "of the model. Another head, an adapter or a changing factor may stand between. "
+                "Pass classifier= what makes the logits, or forward= a function that returns the "
                 "logits of one head"
             )
 
     # -- parts -------------------------------------------------------------------------------------
+
+    def _misfit(
+        self, features: Tensor, made: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        """Return how far ``W h + b`` is from the output on some rows, in units of rounding."""
+        rows = made.shape[:-1].numel()
+        places = torch.linspace(0, rows - 1, min(_ROWS, rows)).long().to(made.device)
+        features, made = (each.reshape(rows, -1)[places] for each in (features, made))
+        return linear_misfit(features, made, weight, bias, self._row_lengths(weight))
 
     def _row_lengths(self, weight: Tensor) -> Tensor:
         """Return the lengths of the weight's rows, computed anew if it has been written to."""

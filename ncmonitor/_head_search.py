@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -21,11 +22,12 @@ from ncmonitor._heads import (
     found_weight,
     linear_head,
     read_source,
+    slack_of,
     version,
 )
 from ncmonitor._interventions import Missed, Place, Trial, disturbed, seed_all, trials
 from ncmonitor._links import KINDS, Arrangement, Link, arrangements, candidates, fit
-from ncmonitor._modules import is_pointwise, modules_of, unwrapped
+from ncmonitor._modules import modules_of, unwrapped
 
 Again = Callable[[], Any]
 
@@ -150,22 +152,18 @@ def _another_makes_logits(again: Again, head: Head, ran: list[Ran], returned: li
     places = [place for place in places if _may_be_logits(returned[place], returned[head.place])]
     if not places:
         return False
-    names = [each.module for each in ran]
-    behind = names[names.index(head.module) + 1 :]
+    own = next(number for number, each in enumerate(ran) if each.module is head.module)
     inside = set(map(id, head.module.modules()))
     clean = _with_weights(again, head, [])
-    for group in [behind, *([each.module] for each in ran if each.module not in behind)]:
-        group = [m for m in group if id(m) not in inside and any(True for _ in m.parameters(False))]
-        if not group:
-            continue
+    # All that ran later at once; before it, one by one what gives a tensor of that shape.
+    before = [[each.module] for each in ran[:own] if each.output is not None]
+    for group in ([each.module for each in ran[own + 1 :]], *before):
+        group = [m for m in group if id(m) not in inside]
         taken, now = _with_weights(again, head, group)
         if len(now) != len(clean[1]) or not _equal(taken, clean[0]):
             continue  # on the way to the head
-        own = [fit([returned[head.place]], [now[place]]) for place in places]
-        if any(
-            link is None and not _equal(now[place], clean[1][place])
-            for link, place in zip(own, places, strict=True)
-        ):
+        changed = (place for place in places if not _equal(now[place], clean[1][place]))
+        if any(fit([returned[head.place]], [now[place]]) is None for place in changed):
             return True
     return False
 
@@ -339,7 +337,7 @@ def pair_head(model: nn.Module, again: Again, given: GivenPair) -> GivenHead | N
             )
         except Missed:
             continue
-        for head in _ways(model, given, output, is_pointwise(given.module)):
+        for head in _ways(model, given, output):
             proven = _explained(head, done, read[: len(done)])
             if proven is not None and not (proven.returns_features and acts):
                 return proven
@@ -372,26 +370,17 @@ def _copied(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]
     return weight.clone(), None if bias is None else bias.clone()
 
 
-def _ways(
-    model: nn.Module, given: GivenPair, output: bool, convolution: bool
-) -> Iterator[GivenHead]:
-    weight, _ = read_source(given.source, model)
-    square = weight.shape[0] == weight.shape[1]
-    for first in (False, True):
-        for turned in (False, True) if square or not callable(given.source) else (False,):
-            for unit_rows in (False, True):
-                for normalised in (False, True):
-                    yield GivenHead(
-                        given.name,
-                        given.module,
-                        channels_first=first,
-                        normalised=normalised,
-                        source=given.source,
-                        model=model,
-                        output=output,
-                        turned=turned,
-                        unit_rows=unit_rows,
-                    )
+def _ways(model: nn.Module, given: GivenPair, output: bool) -> Iterator[GivenHead]:
+    """Yield the ways in which a weight may meet features, the plainest first."""
+    plain = GivenHead(given.name, given.module, source=given.source, model=model, output=output)
+    for first, turned, unit_rows, normalised in itertools.product((False, True), repeat=4):
+        yield dataclasses.replace(
+            plain,
+            channels_first=first,
+            turned=turned,
+            unit_rows=unit_rows,
+            normalised=normalised,
+        )
 
 
 def _explained(
@@ -414,9 +403,9 @@ def _explained(
         bias = None if bias is None else bias.to(features.device, wide)
         weight = weight.to(features.device, wide)
         made.append(functional.linear(features.to(wide), weight, bias))
-        slack.append(head.slack(features, weight))
+        slack.append(slack_of(features, weight))
         used.append(features)
-    for place, link in _links(done, made, (*KINDS, "shift"), slack):  # type: ignore[arg-type]
+    for place, link in _links(done, made, (*KINDS, "shift"), slack):
         return dataclasses.replace(head, link=link, place=place)
     # The model returns the features alone, and the loss has the weight.
     alone = all(len(trial.returned) == 1 for trial in done) and not head.turned_square

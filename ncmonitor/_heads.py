@@ -28,7 +28,6 @@ _EXPECTED = (
     "buffer of the model, or a function (of nothing or the model) that returns (weight, bias) with "
     "a row per class"
 )
-_ROWS = 8  # of each batch, for which the weight is compared with the output
 
 
 class Call(NamedTuple):
@@ -130,25 +129,6 @@ class Head:
             return features
         half = torch.finfo(features.dtype).bits < 32
         return functional.normalize(features.float() if half else features, dim=-1)
-
-    def slack(self, features: Tensor, weight: Tensor) -> Tensor | None:
-        """Return the size of the sums behind each row of the output, if it was computed anew."""
-        return None
-
-    def misfit(
-        self,
-        features: Tensor,
-        made: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        lengths: Tensor | None = None,
-    ) -> Tensor:
-        """Return how far ``W h + b`` is from the output on some rows, in units of rounding."""
-        rows = made.shape[:-1].numel()
-        places = torch.linspace(0, rows - 1, min(_ROWS, rows)).long().to(made.device)
-        features = features.reshape(rows, -1)[places]
-        made = made.reshape(rows, -1)[places]
-        return linear_misfit(features, made, weight, bias, lengths)
 
 
 @dataclass(eq=False)
@@ -286,23 +266,6 @@ class GivenHead(Head):
             weight = weight.to(features.device, wide)
             return functional.linear(features.to(wide), weight, bias)
 
-    def slack(self, features: Tensor, weight: Tensor) -> Tensor | None:
-        """Return ``‖h‖ max‖w‖`` of every row."""
-        longest: Tensor = weight.to(features.device).float().norm(dim=1).max()
-        lengths: Tensor = features.float().reshape(-1, features.shape[-1]).norm(dim=1)
-        return lengths[:, None] * longest
-
-    def misfit(
-        self,
-        features: Tensor,
-        made: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        lengths: Tensor | None = None,
-    ) -> Tensor:
-        """Return 0: the output is computed with this weight."""
-        return made.new_zeros((), dtype=torch.float32)
-
 
 def linear_misfit(
     features: Tensor,
@@ -319,6 +282,9 @@ def linear_misfit(
         weight: ``(K, d)``.
         bias: ``(K,)`` or ``None``.
         lengths: Of the rows of the weight, ``(K,)``, where they are known.
+
+    Returns:
+        A scalar on the output's device; above 1 the output is something else.
     """
     wide = torch.float64 if made.dtype == torch.float64 else torch.float32
     with exact_arithmetic(made.device):
@@ -333,6 +299,13 @@ def linear_misfit(
     broken = ~(found.isfinite() & expected.isfinite())  # of a network that has diverged
     worst: Tensor = error.masked_fill(broken, 0).max() if error.numel() else error.new_zeros(())
     return worst.float()
+
+
+def slack_of(features: Tensor, weight: Tensor) -> Tensor:
+    """Return ``‖h‖ max‖w‖``, ``(n, 1)``: the size of the sums behind rows of ``W h``."""
+    longest: Tensor = weight.to(features.device).float().norm(dim=1).max()
+    lengths: Tensor = features.float().reshape(-1, features.shape[-1]).norm(dim=1)
+    return lengths[:, None] * longest
 
 
 def linear_head(name: str, call: Call, module: nn.Module, *, named: bool = False) -> Head | None:

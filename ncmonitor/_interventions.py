@@ -62,7 +62,7 @@ def trials(
         model: The model.
         again: Runs it on one batch and returns its output.
         place: Where the noise goes.
-        inside: Called after each pass, while what is disturbed is still disturbed.
+        inside: Called once for each trial, while what is disturbed is still disturbed.
 
     Raises:
         Missed: If the place is not reached exactly once in a pass.
@@ -113,11 +113,11 @@ def _trial(again: Callable[[], Any], place: Place, seed: int, inside: Callable[[
     try:
         seed_all()
         returned = candidates(again())
+        if len(drawn) != 1:
+            raise Missed
         inside()
     finally:
         hook.remove()
-    if len(drawn) != 1:
-        raise Missed
     return _cut(drawn[0], returned)
 
 

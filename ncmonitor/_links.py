@@ -246,9 +246,13 @@ def arrangements(made: Tensor, returned: Tensor) -> Iterator[Arrangement]:
             continue
         if returned.numel() == width * rows:
             yield Arrangement(axis, width, chosen=False)
-        elif width == classes and axis == 1 and returned.ndim == 2 < made.ndim:
-            if len(returned) == len(made):
-                yield Arrangement(axis, width, chosen=True)
+        elif width == classes and _chooses(made, returned, axis):
+            yield Arrangement(axis, width, chosen=True)
+
+
+def _chooses(made: Tensor, returned: Tensor, axis: int) -> bool:
+    """Tell whether a returned tensor may hold one row of each sample of a head's output."""
+    return axis == 1 and returned.ndim == 2 < made.ndim and len(returned) == len(made)
 
 
 def fit(

@@ -229,7 +229,7 @@ def test_a_disagreement_later_is_a_row_of_nan_and_one_warning(tmp_path: Path) ->
     assert len(errors) == 5
     assert not math.isnan(errors[0])
     assert all(map(math.isnan, errors[1:]))
-    told = [str(w.message) for w in said if "no longer made by its classifier" in str(w.message)]
+    told = [str(w.message) for w in said if "is not made by its classifier" in str(w.message)]
     assert len([line for line in told if "after epoch 1 is nan" in line]) == 1
     assert len(told) == 2  # and the summary when the fit ends
 
