@@ -183,7 +183,7 @@ class Session:
             self._warn(
                 f"the classifier has {outputs} outputs, but the training set holds samples of "
                 f"{present} classes: the others are left out of the metrics. If the model returns "
-                "an embedding, not logits, pass forward= a function that returns the loss's logits, "
+                "an embedding, not logits, pass forward= a function that returns the logits, "
                 "and classifier=(module, weight) with the loss's weight"
             )
         if self.log.active:
