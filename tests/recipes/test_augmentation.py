@@ -27,18 +27,27 @@ from toys import trainer
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 
 
-class Watched(pl.LightningModule):
-    """Keeps the images of every forward, apart for training and evaluation."""
+class Seen:
+    """The images of every forward, apart for training and evaluation.
 
+    Kept outside the network: a measurement puts back what a network and its hooks keep of it.
+    """
+
+    def __init__(self) -> None:
+        self.trained: list[Tensor] = []
+        self.evaluated: list[Tensor] = []
+
+    def add(self, network: nn.Module, args: tuple[Tensor]) -> None:
+        (self.trained if network.training else self.evaluated).append(args[0].detach())
+
+
+class Classifier(pl.LightningModule):
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(shape).numel(), 8))
         self.classifier = nn.Linear(8, 10)
-        self.trained: list[Tensor] = []
-        self.evaluated: list[Tensor] = []
 
     def forward(self, images: Tensor) -> Tensor:
-        (self.trained if self.training else self.evaluated).append(images.detach())
         return self.classifier(self.body(images))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -51,11 +60,12 @@ class Watched(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 1e-3)
 
 
-def fitted(data: ImageData, folder: Path) -> Watched:
-    module = Watched(data.image_shape)
+def seen_in_a_fit(data: ImageData, folder: Path) -> Seen:
+    module, seen = Classifier(data.image_shape), Seen()
+    module.register_forward_pre_hook(seen.add)
     monitor = NeuralCollapse(run_dir=folder / "run", verbose=False, on_error="raise")
     trainer(monitor, max_epochs=2).fit(module, data)
-    return module
+    return seen
 
 
 def is_among(images: Tensor, known: Tensor) -> Tensor:
@@ -73,9 +83,9 @@ def test_what_is_measured_is_clean_and_what_trains_is_not(
 ) -> None:
     image_sets.write("CIFAR10", tmp_path, monkeypatch)
     data = CIFAR10Data(root=tmp_path, batch_size=20, augment=True)
-    module = fitted(data, tmp_path)  # warnings are errors: none that a sample read twice differs
+    seen = seen_in_a_fit(data, tmp_path)  # warnings are errors: none that a sample read twice differs
     clean = torch.cat([data.train.tensors[0], data.val.tensors[0]])
-    evaluated, trained = torch.cat(module.evaluated), torch.cat(module.trained)
+    evaluated, trained = torch.cat(seen.evaluated), torch.cat(seen.trained)
     assert is_among(evaluated, clean).all()
     measured = is_among(evaluated, data.train.tensors[0]).sum()
     assert measured >= 3 * image_sets.TRAIN  # at epochs 0, 1 and 2
@@ -94,22 +104,23 @@ def test_training_sees_the_images_themselves_unless_asked_otherwise(
 ) -> None:
     image_sets.write("CIFAR10", tmp_path, monkeypatch)
     data = CIFAR10Data(root=tmp_path, batch_size=20)
-    module = fitted(data, tmp_path)
-    assert is_among(torch.cat(module.trained), data.train.tensors[0]).all()
+    seen = seen_in_a_fit(data, tmp_path)
+    assert is_among(torch.cat(seen.trained), data.train.tensors[0]).all()
 
 
 def test_measuring_does_not_change_how_training_is_augmented(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image_sets.write("CIFAR10", tmp_path, monkeypatch)
-    seen = []
+    trained = []
     for callbacks in ([], [NeuralCollapse(run_dir=tmp_path / "run", verbose=False)]):
         torch.manual_seed(3)
         data = CIFAR10Data(root=tmp_path, batch_size=20, augment=True)
-        module = Watched(data.image_shape)
+        module, seen = Classifier(data.image_shape), Seen()
+        module.register_forward_pre_hook(seen.add)
         trainer(*callbacks, max_epochs=2).fit(module, data)
-        seen.append(torch.cat(module.trained))
-    assert torch.equal(*seen)
+        trained.append(torch.cat(seen.trained))
+    assert torch.equal(*trained)
 
 
 def batch_of(data: ImageData, count: int = 12) -> tuple[Tensor, Tensor]:
@@ -193,11 +204,11 @@ def test_quarter_turns_are_drawn_with_the_seed_of_the_run() -> None:
 
 def test_training_sees_turned_images_and_the_monitor_the_images_themselves(tmp_path: Path) -> None:
     data = DigitsData(batch_size=143, augment="rotations90")
-    module = fitted(data, tmp_path)
+    seen = seen_in_a_fit(data, tmp_path)
     clean = torch.cat([data.train.tensors[0], data.val.tensors[0]])
     turned = torch.cat([clean.rot90(k, (-2, -1)) for k in range(4)])
-    trained = torch.cat(module.trained)
-    assert is_among(torch.cat(module.evaluated), clean).all()
+    trained = torch.cat(seen.trained)
+    assert is_among(torch.cat(seen.evaluated), clean).all()
     assert is_among(trained, turned).all()
     assert 0.2 < is_among(trained, clean).float().mean() < 0.3
 
@@ -207,10 +218,10 @@ def test_folders_are_zoomed_in_training_alone(
 ) -> None:
     image_sets.write("ImageFolder", tmp_path, monkeypatch)
     data = ImageFolderData(root=tmp_path, image_size=24, batch_size=20, augment=True)
-    module = fitted(data, tmp_path)
+    seen = seen_in_a_fit(data, tmp_path)
     clean = torch.stack([data.train[i][0] for i in range(image_sets.TRAIN)])
-    assert is_among(torch.cat(module.evaluated), clean).sum() >= 3 * image_sets.TRAIN
-    assert not close_to(torch.cat(module.trained), clean).any()
+    assert is_among(torch.cat(seen.evaluated), clean).sum() >= 3 * image_sets.TRAIN
+    assert not close_to(torch.cat(seen.trained), clean).any()
 
 
 def test_outside_of_a_trainer_nothing_is_augmented(

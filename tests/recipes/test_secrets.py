@@ -156,7 +156,7 @@ def test_no_file_of_a_run_and_nothing_printed_holds_a_secret(
     monkeypatch.setenv("TOKEN", SECRETS["token"])
     with warnings.catch_warnings(record=True) as warned:
         status, printed = fit(*WORDS, "--trainer.logger", LOGGERS)
-    assert status == 0
+    assert status == 0, printed
     assert leaks(tmp_path / "runs") == []
     assert said(printed) == []
     (warning,) = (str(each.message) for each in warned if "slow" in str(each.message))
@@ -179,7 +179,8 @@ def test_the_wandb_run_has_the_command_without_the_secrets(fit: Fit, tmp_path: P
     from wandb_files import offline_run, records
 
     logger = '{"class_path": "WandbLogger", "init_args": {"save_dir": ".", "offline": true}}'
-    assert fit("--data.token", SECRETS["token"], "--trainer.logger", logger)[0] == 0
+    status, printed = fit("--data.token", SECRETS["token"], "--trainer.logger", logger)
+    assert status == 0, printed
     (file,) = offline_run(run_folder(tmp_path)).glob("run-*.wandb")
     command = ["fit", "--config", "mine.yaml", "--data.token", "<redacted>"]
     recorded = [r["args"][:5] for r in records(file, "environment") if "args" in r]
@@ -193,7 +194,8 @@ def test_wandb_gets_the_address_of_the_repository_without_the_token_in_it(
     for words in ("init -q", f"remote add origin https://{SECRETS['token']}:x@example.org/a.git"):
         subprocess.run(["git", *words.split()], check=True, cwd=tmp_path)
     logger = '{"class_path": "WandbLogger", "init_args": {"save_dir": ".", "offline": true}}'
-    assert fit("--trainer.logger", logger)[0] == 0
+    status, printed = fit("--trainer.logger", logger)
+    assert status == 0, printed
     assert leaks(tmp_path / "runs") == []
 
 
