@@ -18,7 +18,7 @@ say        = @printf '\n==> %s\n' $(1)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all test-lowest check install format format-check lint types layers \
+.PHONY: help demo test test-all test-lowest check check-all install format format-check lint types layers \
         wheel notebooks docs clean
 
 help:  ## Show this list
@@ -30,13 +30,16 @@ demo: $(INSTALLED)  ## Train a small network to collapse; ARGS="--trainer.max_ep
 	@echo '  (wandb and ncmonitor are in $(VENV)/bin: ". $(VENV)/bin/activate" puts them on your path)'
 
 test: $(INSTALLED)  ## Run the tests, without the slow ones; ARGS goes to pytest
+	$(call say,'tests')
 	@$(PYTEST) -m 'not slow' $(ARGS)
 
 test-all: $(INSTALLED)  ## Run every test
 	$(call say,'tests')
 	@$(PYTEST) $(ARGS)
 
-check: format-check lint types wheel test-all  ## Run everything a change has to pass (what CI runs)
+check: format-check lint types wheel test  ## Run what a change has to pass (what CI runs)
+
+check-all: format-check lint types wheel test-all  ## The same with the slow tests, a third of the whole
 
 install: $(INSTALLED)  ## Make .venv with the project (editable) and its tools
 
@@ -100,6 +103,6 @@ $(INSTALLED): pyproject.toml
 	@echo '    PyTorch with its CUDA libraries is several GB. Later calls install nothing.'
 	@$(PY) -m pip --version >/dev/null 2>&1 || '$(PYTHON)' -m venv --clear $(VENV)
 	@# compat: the clone is on the path, else a folder called ncmonitor beside a script would hide it.
-	@$(PIP) --quiet --progress-bar on -e '.[dev]' --config-settings editable_mode=compat
+	@$(PIP) --quiet --progress-bar on --no-compile -e '.[dev]' --config-settings editable_mode=compat
 	@touch $@
 	@echo '==> Installed.'

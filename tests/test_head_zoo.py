@@ -7,10 +7,7 @@ import pytest
 from head_zoo import ZOO, found
 from ncmonitor import FeatureTap
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore"),  # of packages about themselves
-]
+pytestmark = pytest.mark.filterwarnings("ignore")  # of packages about themselves
 
 
 @pytest.mark.parametrize("name", ZOO)

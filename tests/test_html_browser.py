@@ -115,10 +115,14 @@ def visit(request: pytest.FixtureRequest, browser: Any, files: dict[str, Path]) 
 
 def pages(*names: str, looks: tuple[str, ...] = tuple(LOOKS)) -> pytest.MarkDecorator:
     """Run a test for some pages in some looks."""
-    cases = [(name, look) for name in names for look in looks]
-    return pytest.mark.parametrize(
-        "visit", cases, indirect=True, ids=[f"{name}-{look}" for name, look in cases]
-    )
+    cases = [
+        pytest.param(
+            (name, look), id=f"{name}-{look}", marks=[pytest.mark.slow] if look == "dark" else []
+        )
+        for name in names
+        for look in looks
+    ]
+    return pytest.mark.parametrize("visit", cases, indirect=True)
 
 
 BOTH: Final = ("report", "comparison")

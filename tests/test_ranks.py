@@ -18,7 +18,7 @@ from ncmonitor.ranks import ALONE
 WORKER = Path(__file__).with_name("ranks_worker.py")
 ROOT = WORKER.parent.parent
 
-pytestmark = [pytest.mark.ddp, pytest.mark.slow]
+pytestmark = pytest.mark.ddp
 
 #: Decided by rounding, whoever does it: a singular value that is 0, ties between equal rows, and
 #: what is left of a class after its first sample has been 10⁴ times as far away.

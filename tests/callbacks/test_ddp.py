@@ -25,7 +25,7 @@ from toys import Toy, TrainOnly, blobs, train_loader, trainer, val_blobs, val_lo
 WORKER = Path(__file__).parent.parent / "ddp_worker.py"
 ROOT = WORKER.parent.parent
 
-pytestmark = [pytest.mark.ddp, pytest.mark.slow]
+pytestmark = pytest.mark.ddp
 
 
 def run(folder: Path, *arguments: str) -> Path:
@@ -38,15 +38,11 @@ def run(folder: Path, *arguments: str) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(tmp_path_factory.mktemp("ddp"), "2", "3")
-
-
-@pytest.fixture(params=[2, 3])
-def folder(request: pytest.FixtureRequest, folders: Path) -> Path:
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the fits on so many ranks."""
-    return folders / str(request.param)
+    ranks = str(request.param)
+    return run(tmp_path_factory.mktemp("ddp"), ranks) / ranks
 
 
 def told(folder: Path, fit: str) -> list[dict[str, Any]]:
@@ -224,6 +220,7 @@ def test_rank_zero_alone_writes_the_files(folder: Path) -> None:
     assert run_facts["measurement"]["splits"] == {"train": 45, "val": 30}
 
 
+@pytest.mark.slow
 def test_processes_that_lightning_starts_bring_their_history_home(tmp_path: Path) -> None:
     run(tmp_path, "ddp_notebook")  # ddp_spawn: recipes/test_fit.py
     [parent] = [json.loads(f.read_text()) for f in tmp_path.glob("started.*.json")]

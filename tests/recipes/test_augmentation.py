@@ -83,7 +83,9 @@ def test_what_is_measured_is_clean_and_what_trains_is_not(
 ) -> None:
     image_sets.write("CIFAR10", tmp_path, monkeypatch)
     data = CIFAR10Data(root=tmp_path, batch_size=20, augment=True)
-    seen = seen_in_a_fit(data, tmp_path)  # warnings are errors: none that a sample read twice differs
+    seen = seen_in_a_fit(
+        data, tmp_path
+    )  # warnings are errors: none that a sample read twice differs
     clean = torch.cat([data.train.tensors[0], data.val.tensors[0]])
     evaluated, trained = torch.cat(seen.evaluated), torch.cat(seen.trained)
     assert is_among(evaluated, clean).all()

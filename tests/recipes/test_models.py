@@ -64,6 +64,7 @@ def images(channels: int, size: int) -> Tensor:
     return torch.randn(2, channels, size, size, generator=seeded(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "channels", "size", "classes", "features"), SMALL)
 def test_every_layer_learns_and_the_features_are_the_input_of_classifier(
     name: str, channels: int, size: int, classes: int, features: int

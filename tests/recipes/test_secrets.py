@@ -76,12 +76,9 @@ nc: {splits: [train]}
 figures: {figures: []}
 trainer: {max_epochs: 1, enable_progress_bar: false, enable_model_summary: false}
 """
-LOGGERS = json.dumps(
-    [
-        {"class_path": "WandbLogger", "init_args": {"save_dir": ".", "offline": True}},
-        {"class_path": "CSVLogger", "init_args": {"save_dir": "."}},
-        {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "."}},
-    ]
+WANDB, CSV, BOARD = (
+    {"class_path": f"pytorch_lightning.loggers.{name}Logger", "init_args": {"save_dir": "."} | more}
+    for name, more in [("Wandb", {"offline": True}), ("CSV", {}), ("TensorBoard", {})]
 )
 SECRETS = {
     "token": "tk-Zq81LmWx04",
@@ -155,7 +152,7 @@ def test_no_file_of_a_run_and_nothing_printed_holds_a_secret(
     monkeypatch.setenv("API_KEY", SECRETS["api_key"])  # which the model compares
     monkeypatch.setenv("TOKEN", SECRETS["token"])
     with warnings.catch_warnings(record=True) as warned:
-        status, printed = fit(*WORDS, "--trainer.logger", LOGGERS)
+        status, printed = fit(*WORDS, "--trainer.logger", json.dumps([WANDB, CSV, BOARD]))
     assert status == 0, printed
     assert leaks(tmp_path / "runs") == []
     assert said(printed) == []
@@ -178,8 +175,7 @@ def test_no_file_of_a_run_and_nothing_printed_holds_a_secret(
 def test_the_wandb_run_has_the_command_without_the_secrets(fit: Fit, tmp_path: Path) -> None:
     from wandb_files import offline_run, records
 
-    logger = '{"class_path": "WandbLogger", "init_args": {"save_dir": ".", "offline": true}}'
-    status, printed = fit("--data.token", SECRETS["token"], "--trainer.logger", logger)
+    status, printed = fit("--data.token", SECRETS["token"], "--trainer.logger", json.dumps(WANDB))
     assert status == 0, printed
     (file,) = offline_run(run_folder(tmp_path)).glob("run-*.wandb")
     command = ["fit", "--config", "mine.yaml", "--data.token", "<redacted>"]
@@ -193,8 +189,7 @@ def test_wandb_gets_the_address_of_the_repository_without_the_token_in_it(
 ) -> None:
     for words in ("init -q", f"remote add origin https://{SECRETS['token']}:x@example.org/a.git"):
         subprocess.run(["git", *words.split()], check=True, cwd=tmp_path)
-    logger = '{"class_path": "WandbLogger", "init_args": {"save_dir": ".", "offline": true}}'
-    status, printed = fit("--trainer.logger", logger)
+    status, printed = fit("--trainer.logger", json.dumps(WANDB))
     assert status == 0, printed
     assert leaks(tmp_path / "runs") == []
 
@@ -331,8 +326,7 @@ def ncmonitor(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess
 
 @pytest.mark.slow
 def test_several_seeds_train_with_the_secret_and_leave_none(fit: Fit, tmp_path: Path) -> None:
-    logger = '{"class_path": "WandbLogger", "init_args": {"save_dir": ".", "offline": true}}'
-    words = (*WORDS, "--seeds", "2", "--trainer.logger", logger)
+    words = (*WORDS, "--seeds", "2", "--trainer.logger", json.dumps(WANDB))
     done = ncmonitor(*words, cwd=tmp_path, TOKEN=SECRETS["token"], API_KEY=SECRETS["api_key"])
     assert done.returncode == 0, done.stderr
     assert leaks(tmp_path / "runs") == []

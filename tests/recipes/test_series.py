@@ -333,6 +333,7 @@ def test_ways_are_resumed_where_they_were_interrupted(
     assert "digits_ways holds no interrupted comparison of ways from seed 3" in err
 
 
+@pytest.mark.slow
 def test_the_comparison_names_the_ways_and_sets_orbits_beside_classes(
     fit: Fit, children: Children, tmp_path: Path, digits_ways: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,6 +89,7 @@ def test_the_command_that_an_agent_makes_of_a_sweep_is_accepted(
     assert resolved["trainer"]["logger"]["init_args"]["offline"] is False
 
 
+@pytest.mark.slow
 def test_the_metric_of_a_sweep_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_QUIET", "true")  # so that it is undone
