@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ncmonitor.provenance import describe_environment, processor
+from ncmonitor.monitor.provenance import describe_environment, processor
 
 
 class OthersClock:

@@ -16,10 +16,13 @@ from unittest import mock
 #: Stage -> the functions it consists of, each as ``module:name``. What none of them covers is
 #: "other"; a function called inside another counts for its own stage only.
 STAGES: Final[dict[str, tuple[str, ...]]] = {
-    "first look": ("ncmonitor.looks:FirstLook.update",),
-    "geometry": ("ncmonitor.shape:shape_of",),
-    "second look": ("ncmonitor.centres:Centres.__init__", "ncmonitor.looks:SecondLook.update"),
-    "metrics": ("ncmonitor.evaluate:shape_values",),
+    "first look": ("ncmonitor.statistics.passes:FirstLook.update",),
+    "geometry": ("ncmonitor.measurement.class_geometry:shape_of",),
+    "second look": (
+        "ncmonitor.statistics.class_means:Centres.__init__",
+        "ncmonitor.statistics.passes:SecondLook.update",
+    ),
+    "metrics": ("ncmonitor.measurement.evaluation:shape_values",),
 }
 OTHER: Final = "other"
 

@@ -20,8 +20,8 @@ import torch
 
 from ncmonitor.callbacks import NeuralCollapse
 from ncmonitor.recipes.data import DigitsData
-from ncmonitor.recipes.models import MLP
 from ncmonitor.recipes.module import ImageClassifier
+from ncmonitor.recipes.networks.image_networks import MLP
 
 
 class BarePass(pl.Callback):

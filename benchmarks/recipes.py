@@ -29,9 +29,9 @@ from benchmarks._machine import OthersClock, machine
 from benchmarks._resnet import synchronize
 from benchmarks._worker import say
 from ncmonitor.recipes.bundled import Recipe, find_recipe, recipes
-from ncmonitor.recipes.classes import only_classes
-from ncmonitor.recipes.datamodule import ImageData
-from ncmonitor.recipes.fit import main as fit
+from ncmonitor.recipes.data.class_choice import only_classes
+from ncmonitor.recipes.data.datamodule import ImageData
+from ncmonitor.recipes.fit.command import main as fit
 from ncmonitor.recipes.module import ImageClassifier
 
 #: Training images of each data set, which a data module knows only once they are there.

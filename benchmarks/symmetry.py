@@ -28,7 +28,7 @@ from benchmarks._machine import OthersClock, machine
 from benchmarks._resnet import ResNet, Seconds, bare_pass, images, timed
 from benchmarks._worker import say
 from ncmonitor.callbacks import SymmetryMonitor
-from ncmonitor.recipes.models import ConvNet
+from ncmonitor.recipes.networks.image_networks import ConvNet
 
 BATCH: Final = 128
 GROUPS: Final = ("flips", "rotations90")

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytorch_lightning as pl
 
-from ncmonitor._checks import InputError, MeasurementError
-from ncmonitor._redact import reason_of
-from ncmonitor.callbacks.figure_drawing import DEFAULT, figures_of
-from ncmonitor.callbacks.figure_gallery import Gallery
-from ncmonitor.callbacks.figure_plan import is_due, planned
-from ncmonitor.callbacks.figure_sketch import Sketch
-from ncmonitor.callbacks.listener import Listener, monitor_of
-from ncmonitor.callbacks.progress import Overhead
-from ncmonitor.callbacks.schedule import Schedule
-from ncmonitor.callbacks.sources import is_dry_run
-from ncmonitor.centres import Centres
-from ncmonitor.snapshot import Snapshot, SnapshotBuilder
+from ncmonitor.callbacks.after_measurement import Listener, monitor_of
+from ncmonitor.callbacks.figures.drawing import DEFAULT, figures_of
+from ncmonitor.callbacks.figures.figure_schedule import is_due, planned
+from ncmonitor.callbacks.figures.gallery import Gallery
+from ncmonitor.callbacks.figures.snapshot_accumulator import Sketch
+from ncmonitor.callbacks.trainers.progress import Overhead
+from ncmonitor.callbacks.trainers.sources import is_dry_run
+from ncmonitor.errors import InputError, MeasurementError
+from ncmonitor.monitor.schedule import Schedule
+from ncmonitor.monitor.snapshots.snapshot import Snapshot, SnapshotBuilder
+from ncmonitor.redact import reason_of
+from ncmonitor.statistics.class_means import Centres
 
 if TYPE_CHECKING:
-    from ncmonitor.looks import FirstLook
+    from ncmonitor.statistics.passes import FirstLook
 
 
 class CollapseFigures(Listener):

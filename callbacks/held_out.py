@@ -9,20 +9,20 @@ from typing import Final
 
 import pytorch_lightning as pl
 
-from ncmonitor._checks import said_once
-from ncmonitor.callbacks import loaders
-from ncmonitor.callbacks.continuation import UNKNOWN
-from ncmonitor.callbacks.ledger import Ledger
-from ncmonitor.callbacks.measurement import Measurement
+from ncmonitor.callbacks.fit_measurements import Session
 from ncmonitor.callbacks.options import Options
-from ncmonitor.callbacks.precision import check_precision
-from ncmonitor.callbacks.rows import Row, history_row, layer_split, metric_columns
-from ncmonitor.callbacks.session import Session
-from ncmonitor.callbacks.sources import Source, given_source, gives_loader, kind_of
-from ncmonitor.callbacks.strategies import check_strategy
+from ncmonitor.callbacks.run_state import Ledger
 from ncmonitor.callbacks.train_means import LIMIT, Means, TrainMeans, weights_key
-from ncmonitor.moments import ClassMoments
-from ncmonitor.ranks import ALONE
+from ncmonitor.callbacks.trainer_measurement import Measurement
+from ncmonitor.callbacks.trainers import loaders
+from ncmonitor.callbacks.trainers.continuation import UNKNOWN
+from ncmonitor.callbacks.trainers.precision import check_precision
+from ncmonitor.callbacks.trainers.sources import Source, given_source, gives_loader, kind_of
+from ncmonitor.callbacks.trainers.strategies import check_strategy
+from ncmonitor.errors import said_once
+from ncmonitor.monitor.history_rows import Row, history_row, layer_split, metric_columns
+from ncmonitor.statistics.moments import ClassMoments
+from ncmonitor.statistics.process_group import ALONE
 
 _NO_MEANS: Final = "no class means of a training set come with these weights"
 _OTHER_WEIGHTS: Final = (

@@ -14,20 +14,12 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from ncmonitor._checks import InputError
-from ncmonitor._reduce import Reduce
-from ncmonitor.bank import DEFAULT_BANK_BYTES
-from ncmonitor.callbacks import mailbox
-from ncmonitor.callbacks._base import LENT, Base
-from ncmonitor.callbacks.averaging import Weights, check_weights
-from ncmonitor.callbacks.batches import BatchToXY, Forward
-from ncmonitor.callbacks.continuation import Continuation, Purpose
+from ncmonitor.callbacks.base import LENT, Base
+from ncmonitor.callbacks.fit_measurements import Session, excused
 from ncmonitor.callbacks.held_out import HeldOut, held_out_values
-from ncmonitor.callbacks.ledger import Ledger
-from ncmonitor.callbacks.logged import log_in_epoch, log_outside
-from ncmonitor.callbacks.measurement import Measurement
-from ncmonitor.callbacks.monitors import check_monitors, monitors_of
-from ncmonitor.callbacks.opening import (
+from ncmonitor.callbacks.loggers.logged import log_in_epoch, log_outside
+from ncmonitor.callbacks.loggers.wandb_runs import WandbRuns
+from ncmonitor.callbacks.logging_setup import (
     facts,
     grows_later,
     keys_to_come,
@@ -35,27 +27,35 @@ from ncmonitor.callbacks.opening import (
     tell_loggers,
 )
 from ncmonitor.callbacks.options import Options, layers_of, splits_of
-from ncmonitor.callbacks.precision import check_precision
-from ncmonitor.callbacks.progress import Overhead
-from ncmonitor.callbacks.rows import log_keys, log_values, metric_columns
 from ncmonitor.callbacks.run_log import RunLog, default_run_dir
-from ncmonitor.callbacks.schedule import (
+from ncmonitor.callbacks.run_state import Ledger
+from ncmonitor.callbacks.train_means import TrainMeans
+from ncmonitor.callbacks.trainer_measurement import Measurement
+from ncmonitor.callbacks.trainers import run_folder_note as mailbox
+from ncmonitor.callbacks.trainers.averaging import Weights, check_weights
+from ncmonitor.callbacks.trainers.batches import BatchToXY, Forward
+from ncmonitor.callbacks.trainers.continuation import Continuation, Purpose
+from ncmonitor.callbacks.trainers.monitored_keys import check_monitors, monitors_of
+from ncmonitor.callbacks.trainers.precision import check_precision
+from ncmonitor.callbacks.trainers.progress import Overhead
+from ncmonitor.callbacks.trainers.sources import is_dry_run
+from ncmonitor.callbacks.trainers.strategies import check_strategy
+from ncmonitor.errors import InputError
+from ncmonitor.features.pooling import Reduce
+from ncmonitor.features.tap import FeatureTap
+from ncmonitor.inputs.conventions import IGNORE_INDEX
+from ncmonitor.measurement.report import CollapseReport
+from ncmonitor.measurement.settings import Settings
+from ncmonitor.monitor.history import history_frame, read_history
+from ncmonitor.monitor.history_rows import log_keys, log_values, metric_columns
+from ncmonitor.monitor.schedule import (
     Schedule,
     is_scheduled,
     scheduled_epochs,
     warn_unreachable,
 )
-from ncmonitor.callbacks.session import Session, excused
-from ncmonitor.callbacks.sources import is_dry_run
-from ncmonitor.callbacks.strategies import check_strategy
-from ncmonitor.callbacks.train_means import TrainMeans
-from ncmonitor.callbacks.wandb_runs import WandbRuns
-from ncmonitor.companions import Maker
-from ncmonitor.conventions import IGNORE_INDEX
-from ncmonitor.history import history_frame, read_history
-from ncmonitor.report import CollapseReport
-from ncmonitor.settings import Settings
-from ncmonitor.tap import FeatureTap
+from ncmonitor.statistics.accumulators import Maker
+from ncmonitor.statistics.feature_cache import DEFAULT_BANK_BYTES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +77,7 @@ class NeuralCollapse(Base):
 
     Args:
         classifier: The last linear layer by name, shell pattern or as a module, when it cannot be
-            found; or ``(module, weight)``, as in :class:`~ncmonitor.tap.FeatureTap`.
+            found; or ``(module, weight)``, as in :class:`~ncmonitor.features.tap.FeatureTap`.
         num_classes: Number of classes, checked against the classifier's outputs.
         schedule: ``"every_epoch"`` (the default), a period, a list of completed epochs, ``"log"``
             or ``"papyan"``; the untrained network and the last epoch are always measured, with
@@ -110,7 +110,7 @@ class NeuralCollapse(Base):
         metrics: What to measure beside the default: ``"all"``, or names of metrics and groups;
             ``ncmonitor metrics`` lists them.
         convention: ``"balanced"``, ``"sample"`` or ``"papyan_demo"``, as in
-            :func:`~ncmonitor.measure.measure_collapse`.
+            :func:`~ncmonitor.measurement.measure.measure_collapse`.
         superclasses: Block of each class: asks for ``sk_residual_block``.
         ridge: λ of the squared loss's decomposition, for ``mse_l_*``.
         ignore_index: Samples (tokens) with this label are left out.

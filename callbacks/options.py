@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from ncmonitor._checks import InputError, check_whole, nearest
-from ncmonitor._reduce import Reduce
-from ncmonitor.bank import DEFAULT_BANK_BYTES
-from ncmonitor.callbacks.averaging import Weights
-from ncmonitor.callbacks.batches import BatchToXY, Forward
-from ncmonitor.callbacks.precision import PRECISIONS
-from ncmonitor.settings import Settings
+from ncmonitor.callbacks.trainers.averaging import Weights
+from ncmonitor.callbacks.trainers.batches import BatchToXY, Forward
+from ncmonitor.callbacks.trainers.precision import PRECISIONS
+from ncmonitor.errors import InputError, check_whole, nearest
+from ncmonitor.features.pooling import Reduce
+from ncmonitor.measurement.settings import Settings
+from ncmonitor.statistics.feature_cache import DEFAULT_BANK_BYTES
 
 ON_ERROR = ("warn", "raise")
 SPLITS = ("train", "val")

@@ -14,9 +14,8 @@ from weakref import WeakKeyDictionary
 
 import pytorch_lightning as pl
 
-from ncmonitor._checks import InputError
-from ncmonitor._snapshot_file import begin_snapshots
-from ncmonitor.history import (
+from ncmonitor.errors import InputError
+from ncmonitor.monitor.history import (
     HISTORY_FILE,
     Row,
     append_history,
@@ -24,7 +23,8 @@ from ncmonitor.history import (
     keep_previous,
     start_history,
 )
-from ncmonitor.provenance import describe_environment, read_run, write_run
+from ncmonitor.monitor.provenance import describe_environment, read_run, write_run
+from ncmonitor.monitor.snapshots.file import begin_snapshots
 
 #: What the first measurement of the training set finds out.
 FOUND: Final = ("class_sizes", "floors", "floors_from")

@@ -11,40 +11,40 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from ncmonitor._checks import InputError, check_whole
-from ncmonitor._reduce import Reduce
-from ncmonitor.callbacks._base import LENT, Base
-from ncmonitor.callbacks.averaging import Weights, check_weights
-from ncmonitor.callbacks.batches import BatchToXY, Forward
-from ncmonitor.callbacks.continuation import Continuation, Purpose
+from ncmonitor.callbacks.base import LENT, Base
+from ncmonitor.callbacks.fit_measurements import excused
 from ncmonitor.callbacks.held_out import held_out_values
-from ncmonitor.callbacks.logged import log_in_epoch, log_outside
+from ncmonitor.callbacks.loggers.logged import log_in_epoch, log_outside
+from ncmonitor.callbacks.logging_setup import grows_later
 from ncmonitor.callbacks.neural_collapse import NeuralCollapse
-from ncmonitor.callbacks.opening import grows_later
 from ncmonitor.callbacks.options import SPLITS, Options, layers_of, splits_of
-from ncmonitor.callbacks.parameter_watch import ParameterWatch
-from ncmonitor.callbacks.precision import check_precision
-from ncmonitor.callbacks.progress import Overhead
 from ncmonitor.callbacks.run_log import default_run_dir
-from ncmonitor.callbacks.schedule import (
+from ncmonitor.callbacks.symmetry.fit_symmetry import SymmetrySession, lines
+from ncmonitor.callbacks.symmetry.monitored_symmetry import SymmetryMonitors
+from ncmonitor.callbacks.symmetry.parameter_watch import ParameterWatch
+from ncmonitor.callbacks.symmetry.trainer_symmetry import SymmetryMeasurement
+from ncmonitor.callbacks.train_means import weights_key
+from ncmonitor.callbacks.trainers.averaging import Weights, check_weights
+from ncmonitor.callbacks.trainers.batches import BatchToXY, Forward
+from ncmonitor.callbacks.trainers.continuation import Continuation, Purpose
+from ncmonitor.callbacks.trainers.precision import check_precision
+from ncmonitor.callbacks.trainers.progress import Overhead
+from ncmonitor.callbacks.trainers.sources import is_dry_run, kind_of
+from ncmonitor.callbacks.trainers.strategies import check_strategy
+from ncmonitor.errors import InputError, check_whole
+from ncmonitor.features.pooling import Reduce
+from ncmonitor.features.tap import FeatureTap
+from ncmonitor.monitor.schedule import (
     Schedule,
     is_scheduled,
     scheduled_epochs,
     warn_unreachable,
 )
-from ncmonitor.callbacks.session import excused
-from ncmonitor.callbacks.sources import is_dry_run, kind_of
-from ncmonitor.callbacks.strategies import check_strategy
-from ncmonitor.callbacks.symmetry_measurement import SymmetryMeasurement
-from ncmonitor.callbacks.symmetry_monitors import SymmetryMonitors
-from ncmonitor.callbacks.symmetry_session import SymmetrySession, lines
-from ncmonitor.callbacks.train_means import weights_key
-from ncmonitor.callbacks.wandb_axes import define_axes, record_measurement
-from ncmonitor.symmetry.answers import Answers
-from ncmonitor.symmetry.builders import Flows, Groups, flows_of, groups_of
+from ncmonitor.monitor.symmetry_table import symmetry_frame
+from ncmonitor.symmetry.groups.builders import Flows, Groups, flows_of, groups_of
 from ncmonitor.symmetry.rows import keys_to_come, log_values
-from ncmonitor.symmetry.table import symmetry_frame
-from ncmonitor.tap import FeatureTap
+from ncmonitor.symmetry.transformed_outputs import Answers
+from ncmonitor.wandb_tools.axes import define_axes, record_measurement
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -177,7 +177,7 @@ class SymmetryMonitor(Base):
 
     @property
     def history(self) -> pd.DataFrame:
-        """Everything measured so far, as :func:`~ncmonitor.symmetry.read_symmetry` returns it."""
+        """Everything so far, as :func:`~ncmonitor.monitor.symmetry_table.read_symmetry` has it."""
         return symmetry_frame([*self._rows, *self._others])
 
     @property

@@ -7,11 +7,11 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ncmonitor._checks import InputError
-from ncmonitor._redact import reason_of
-from ncmonitor.callbacks.listener import Listener, monitor_of
-from ncmonitor.callbacks.sources import is_dry_run
+from ncmonitor.callbacks.after_measurement import Listener, monitor_of
 from ncmonitor.callbacks.terminal_rules import PhaseRules
+from ncmonitor.callbacks.trainers.sources import is_dry_run
+from ncmonitor.errors import InputError
+from ncmonitor.redact import reason_of
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Final
 
-from ncmonitor._checks import InputError, check_whole, nearest
-from ncmonitor.callbacks.rows import Row
 from ncmonitor.catalogue import CATALOGUE, METRICS
+from ncmonitor.errors import InputError, check_whole, nearest
+from ncmonitor.monitor.history_rows import Row
 
 _STARTS: Final = {"exact": "tpt_start_exact", "effective": "tpt_start_effective"}
 #: What comes to rest: one number that collapse drives to a known value, of classification.

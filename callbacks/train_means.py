@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from ncmonitor.moments import ClassMoments
-from ncmonitor.report import CollapseReport
+from ncmonitor.measurement.report import CollapseReport
+from ncmonitor.statistics.moments import ClassMoments
 
 #: Bytes that class means may take in a checkpoint, and those of earlier epochs in memory.
 LIMIT: Final = 64 * 2**20

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ncmonitor.history import read_history
+from ncmonitor.monitor.history import read_history
+from ncmonitor.monitor.snapshots.snapshot import read_snapshots
 from ncmonitor.plots import curves, simplex
-from ncmonitor.snapshot import read_snapshots
 
 EPOCHS = (0, 1, 5, 40, 200)
 NAMES = tuple(f"digit {digit}" for digit in range(10))

@@ -11,24 +11,24 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ncmonitor._checks import InputError as InputError
-    from ncmonitor.measure import collapse_report as collapse_report
-    from ncmonitor.measure import measure_collapse as measure_collapse
-    from ncmonitor.moments import ClassMoments as ClassMoments
-    from ncmonitor.regression import measure_regression as measure_regression
-    from ncmonitor.report import CollapseReport as CollapseReport
-    from ncmonitor.tap import FeatureTap as FeatureTap
+    from ncmonitor.errors import InputError as InputError
+    from ncmonitor.features.tap import FeatureTap as FeatureTap
+    from ncmonitor.measurement.measure import collapse_report as collapse_report
+    from ncmonitor.measurement.measure import measure_collapse as measure_collapse
+    from ncmonitor.measurement.regression import measure_regression as measure_regression
+    from ncmonitor.measurement.report import CollapseReport as CollapseReport
+    from ncmonitor.statistics.moments import ClassMoments as ClassMoments
 
 __version__ = "1.0.0"
 
 _HOME = {
-    "ClassMoments": "ncmonitor.moments",
-    "CollapseReport": "ncmonitor.report",
-    "FeatureTap": "ncmonitor.tap",
-    "InputError": "ncmonitor._checks",
-    "collapse_report": "ncmonitor.measure",
-    "measure_collapse": "ncmonitor.measure",
-    "measure_regression": "ncmonitor.regression",
+    "ClassMoments": "ncmonitor.statistics.moments",
+    "CollapseReport": "ncmonitor.measurement.report",
+    "FeatureTap": "ncmonitor.features.tap",
+    "InputError": "ncmonitor.errors",
+    "collapse_report": "ncmonitor.measurement.measure",
+    "measure_collapse": "ncmonitor.measurement.measure",
+    "measure_regression": "ncmonitor.measurement.regression",
 }
 
 __all__ = [  # noqa: RUF022 - the keys above are strings; grouped as in the design

@@ -27,7 +27,7 @@ from typing import Any, Final
 
 import yaml
 
-from ncmonitor._checks import InputError, nearest
+from ncmonitor.errors import InputError, nearest
 
 CONFIGS: Final = Path(__file__).with_name("configs")
 SWEEPS: Final = Path(__file__).with_name("sweeps")

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ncmonitor._checks import InputError, nearest
+from ncmonitor.errors import InputError, nearest
 
 LOSSES: Final = ("cross_entropy", "mse", "mse_mean", "label_smoothing", "focal")
 

@@ -10,10 +10,10 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import nn
 
-from ncmonitor._checks import InputError, nearest
+from ncmonitor.errors import InputError, nearest
 from ncmonitor.recipes.losses import make_loss
-from ncmonitor.recipes.models import NETWORKS, check_network
-from ncmonitor.recipes.models import network as make_network
+from ncmonitor.recipes.networks.image_networks import NETWORKS, check_network
+from ncmonitor.recipes.networks.image_networks import network as make_network
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -32,7 +32,8 @@ class ImageClassifier(pl.LightningModule):
     Args:
         network: From images to logits; its last linear layer is what collapse is measured at.
         name: Instead of ``network``: ``"resnet18"`` or another of
-            ``ncmonitor.recipes.models.NETWORKS``, made for the data module's images and classes.
+            ``ncmonitor.recipes.networks.image_networks.NETWORKS``, made for the data module's
+            images and classes.
         classes: With ``name``: number of classes, instead of the data module's ``num_classes``.
         image_shape: With ``name``: (C, H, W), instead of the data module's ``image_shape``. With
             both the network is there at once, before the fit.
@@ -155,7 +156,9 @@ class ImageClassifier(pl.LightningModule):
         """The network's last layer, where it has the name that ours have."""
         assert self.network is not None
         layer = self.network.get_submodule("classifier")
-        assert isinstance(layer, nn.Linear)  # the networks of ncmonitor.recipes.models
+        assert isinstance(
+            layer, nn.Linear
+        )  # the networks of ncmonitor.recipes.networks.image_networks
         return layer
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -78,8 +78,10 @@ def plain_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let commands in this process write pages without figures."""
     import plain_pages
 
-    monkeypatch.setattr("ncmonitor.html.write_report", plain_pages.write_report)
-    monkeypatch.setattr("ncmonitor.compare.write_comparison", plain_pages.write_comparison)
+    monkeypatch.setattr("ncmonitor.reports.run_page.write_report", plain_pages.write_report)
+    monkeypatch.setattr(
+        "ncmonitor.reports.comparison.write_comparison", plain_pages.write_comparison
+    )
 
 
 @pytest.fixture(autouse=True)

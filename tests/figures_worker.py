@@ -12,8 +12,9 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from ncmonitor.callbacks import CollapseFigures, NeuralCollapse, figure_sketch
-from ncmonitor.companions import Block
+from ncmonitor.callbacks import CollapseFigures, NeuralCollapse
+from ncmonitor.callbacks.figures import snapshot_accumulator as figure_sketch
+from ncmonitor.statistics.accumulators import Block
 from toys import Toy, TrainOnly, blobs_read_by_class, trainer
 
 

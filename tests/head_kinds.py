@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ncmonitor import FeatureTap, InputError
-from ncmonitor._links import Link
+from ncmonitor.features.heads.links import Link
 
 DIM, INPUTS = 16, 12
 COUNTS = (2, 10, 100)

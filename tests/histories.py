@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ncmonitor.catalogue import METRICS
-from ncmonitor.history import history_frame
+from ncmonitor.monitor.history import history_frame
 
 if TYPE_CHECKING:
     import pandas as pd

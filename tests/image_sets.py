@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
 
-from ncmonitor.recipes.downloads import LabelledSTL10
+from ncmonitor.recipes.data.downloads import LabelledSTL10
 
 Array = np.ndarray[Any, Any]
 TRAIN, TEST = 60, 30

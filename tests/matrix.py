@@ -27,10 +27,10 @@ from matrix_data import BATCH, SHUFFLE, Sample, at
 from matrix_settings import SETTINGS, ByHand, Setting
 from ncmonitor import CollapseReport, measure_collapse
 from ncmonitor.callbacks import NeuralCollapse
-from ncmonitor.callbacks.measurement import Measurement
-from ncmonitor.callbacks.rows import layer_split, names_of
-from ncmonitor.history import NULL_SPLIT, ONLINE_SPLIT
+from ncmonitor.callbacks.trainer_measurement import Measurement
 from ncmonitor.metrics import SHAPE
+from ncmonitor.monitor.history import NULL_SPLIT, ONLINE_SPLIT
+from ncmonitor.monitor.history_rows import layer_split, names_of
 from toys import measured_order
 
 # -- two fits --------------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from histories import collapse_rows
-from ncmonitor.history import columns_of, start_history
-from ncmonitor.html import write_report
-from ncmonitor.snapshot import append_snapshot, take_snapshot
+from ncmonitor.monitor.history import columns_of, start_history
+from ncmonitor.monitor.snapshots.snapshot import append_snapshot, take_snapshot
+from ncmonitor.reports.run_page import write_report
 
 #: What a page must show as text.
 HOSTILE = "\"'><script>alert(1)</script>&{{7*7}}"

@@ -24,12 +24,12 @@ from torch.multiprocessing.spawn import start_processes
 
 from cases import BY_NAME, CASES, Case, train_and_validation
 from ncmonitor import CollapseReport, InputError
-from ncmonitor.bank import Budget, FeatureBank
-from ncmonitor.classifier import Classifier
-from ncmonitor.moments import ClassMoments
-from ncmonitor.ranks import ALONE, Alone, Ranks
-from ncmonitor.settings import Settings
-from ncmonitor.study import Single, Study, run
+from ncmonitor.measurement.pipeline import Single, Study, run
+from ncmonitor.measurement.settings import Settings
+from ncmonitor.statistics.classifier import Classifier
+from ncmonitor.statistics.feature_cache import Budget, FeatureBank
+from ncmonitor.statistics.moments import ClassMoments
+from ncmonitor.statistics.process_group import ALONE, Alone, Ranks
 
 BATCH = 64
 

@@ -14,11 +14,11 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ncmonitor._axes import SERIES, own_style
-from ncmonitor._symmetry_table import ROUNDING
 from ncmonitor.catalogue import CATALOGUE
-from ncmonitor.compare.plots import ORDER_PARAMETERS
-from ncmonitor.recipes.ufm_theory import seli_limit
+from ncmonitor.monitor.symmetry_queries import ROUNDING
+from ncmonitor.plots.style import SERIES, own_style
+from ncmonitor.recipes.free_features_theory import seli_limit
+from ncmonitor.reports.comparison.group_plots import ORDER_PARAMETERS
 from recipe_results import RESULTS, known_runs, last_rows
 
 QUANTITIES: Final = ("nc1", "nc2_etf_means", "nc3_self_duality")

@@ -17,12 +17,12 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from ncmonitor._verdict import number
 from ncmonitor.catalogue import CATALOGUE, METRICS
-from ncmonitor.compare.aggregate import span, spread
-from ncmonitor.history import HISTORY_FILE, read_history
-from ncmonitor.provenance import read_run
-from ncmonitor.symmetry.table import SYMMETRY_FILE, read_symmetry
+from ncmonitor.monitor.history import HISTORY_FILE, read_history
+from ncmonitor.monitor.provenance import read_run
+from ncmonitor.monitor.symmetry_table import SYMMETRY_FILE, read_symmetry
+from ncmonitor.reports.comparison.aggregate import span, spread
+from ncmonitor.reports.verdict import number
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 RESULTS, PAGE = RECIPES / "results", RECIPES / "RESULTS.md"

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ncmonitor.monitor.symmetry_table import symmetry_frame
 from ncmonitor.symmetry.rows import OF_ELEMENTS
-from ncmonitor.symmetry.table import symmetry_frame
 
 if TYPE_CHECKING:
     import pandas as pd

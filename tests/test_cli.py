@@ -12,7 +12,7 @@ import pytest
 import ncmonitor
 from histories import collapse_rows
 from ncmonitor.cli import main
-from ncmonitor.history import start_history
+from ncmonitor.monitor.history import start_history
 
 CODE = """
 import json, sys
@@ -158,6 +158,6 @@ def test_real_bugs_show_their_traceback(tmp_path: Path, monkeypatch: pytest.Monk
     def broken(folder: Path) -> Path:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("ncmonitor.html.write_report", broken)
+    monkeypatch.setattr("ncmonitor.reports.run_page.write_report", broken)
     with pytest.raises(ZeroDivisionError):
         main(["report", str(tmp_path)])

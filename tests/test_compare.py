@@ -17,25 +17,31 @@ from matplotlib.figure import Figure
 
 from histories import collapse, collapse_rows
 from ncmonitor import InputError
-from ncmonitor._axes import SERIES
 from ncmonitor.catalogue import CATALOGUE, METRICS
 from ncmonitor.cli import main
-from ncmonitor.compare import export_comparison, write_comparison
-from ncmonitor.compare.aggregate import aggregate, comparison_table, last_epochs, spread, thinned
-from ncmonitor.compare.expected import expected_table
-from ncmonitor.compare.groups import Group, differences, group_runs
-from ncmonitor.compare.plots import (
+from ncmonitor.monitor.history import start_history
+from ncmonitor.plots import PANELS
+from ncmonitor.plots.style import SERIES
+from ncmonitor.reports.comparison import export_comparison, write_comparison
+from ncmonitor.reports.comparison.aggregate import (
+    aggregate,
+    comparison_table,
+    last_epochs,
+    spread,
+    thinned,
+)
+from ncmonitor.reports.comparison.group_expectations import expected_table
+from ncmonitor.reports.comparison.group_plots import (
     ORDER_PARAMETERS,
     Look,
     compared_panel,
     look_of,
     order_parameters,
 )
-from ncmonitor.compare.runs import Run, read_runs, run_folders
-from ncmonitor.compare.tables import Column
-from ncmonitor.compare.words import all_cautions, headline
-from ncmonitor.history import start_history
-from ncmonitor.plots import PANELS
+from ncmonitor.reports.comparison.group_tables import Column
+from ncmonitor.reports.comparison.run_groups import Group, differences, group_runs
+from ncmonitor.reports.comparison.runs import Run, read_runs, run_folders
+from ncmonitor.reports.comparison.sentences import all_cautions, headline
 from pages import HOSTILE, RUN, Page
 
 CONFIG: dict[str, Any] = {
@@ -117,14 +123,18 @@ def page(seeds: Path) -> Page:
 @pytest.fixture
 def one_panel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out most pictures, which take a second and do not depend on what is tested."""
-    monkeypatch.setattr("ncmonitor.compare.page.PANELS", (("error",), ("nc1",)))
+    monkeypatch.setattr(
+        "ncmonitor.reports.comparison.comparison_page.PANELS", (("error",), ("nc1",))
+    )
 
 
 @pytest.fixture
 def no_panels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out all pictures, where only words and files are looked at."""
-    monkeypatch.setattr("ncmonitor.compare.page.PANELS", ())
-    monkeypatch.setattr("ncmonitor.compare.page.order_parameters", lambda *_: None)
+    monkeypatch.setattr("ncmonitor.reports.comparison.comparison_page.PANELS", ())
+    monkeypatch.setattr(
+        "ncmonitor.reports.comparison.comparison_page.order_parameters", lambda *_: None
+    )
 
 
 # ---------------------------------------------------------------------------------- statistics
@@ -891,7 +901,7 @@ def test_a_run_that_cannot_be_read_is_one_line(
     def refuse(folder: Path) -> pd.DataFrame:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("ncmonitor.compare.runs.read_history", refuse)
+    monkeypatch.setattr("ncmonitor.reports.comparison.runs.read_history", refuse)
     assert main(["report", *map(str, folders), "--out", str(tmp_path)]) == 2
     assert f"{folders[0]} cannot be read: Permission denied" in capsys.readouterr().err
 

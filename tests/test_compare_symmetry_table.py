@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from histories import collapse_rows
-from ncmonitor.compare.aggregate import spread
-from ncmonitor.compare.groups import Group
-from ncmonitor.compare.runs import read_runs
-from ncmonitor.compare.symmetry_table import symmetry_table
-from ncmonitor.history import start_history
+from ncmonitor.monitor.history import start_history
+from ncmonitor.monitor.symmetry_table import SYMMETRY_FILE
+from ncmonitor.reports.comparison.aggregate import spread
+from ncmonitor.reports.comparison.run_groups import Group
+from ncmonitor.reports.comparison.runs import read_runs
+from ncmonitor.reports.comparison.symmetry_summary import symmetry_table
 from ncmonitor.symmetry.rows import COLUMNS
-from ncmonitor.symmetry.table import SYMMETRY_FILE
 from pages import make_run
 from symmetries import symmetry, symmetry_rows
 

@@ -13,11 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from ncmonitor import dashboard
-from ncmonitor._checks import InputError
-from ncmonitor._dashboard_sections import Panel, is_positive, parts
-from ncmonitor.callbacks import figure_drawing
-from ncmonitor.callbacks.figure_drawing import FIGURES
+from ncmonitor.callbacks.figures import drawing as figure_drawing
+from ncmonitor.callbacks.figures.drawing import FIGURES
 from ncmonitor.catalogue import (
     CATALOGUE,
     FIT_NAMES,
@@ -28,9 +25,12 @@ from ncmonitor.catalogue import (
     quantity_of,
 )  # fmt: skip
 from ncmonitor.cli import main
-from ncmonitor.keys import log_values
-from ncmonitor.measure import measure_collapse
+from ncmonitor.errors import InputError
+from ncmonitor.measurement.measure import measure_collapse
+from ncmonitor.monitor.log_keys import log_values
 from ncmonitor.symmetry.rows import keys_to_come
+from ncmonitor.wandb_tools import dashboard
+from ncmonitor.wandb_tools.dashboard_sections import Panel, is_positive, parts
 from symmetries import symmetry_rows
 from toys import blobs
 from wandb_server import Server, wandb_server

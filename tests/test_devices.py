@@ -10,12 +10,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from agreement import assert_agree, fast
 from cases import BY_NAME
-from ncmonitor import _tensors
-from ncmonitor._tensors import home
-from ncmonitor.classifier import Classifier
-from ncmonitor.evaluate import Evaluation
-from ncmonitor.looks import FirstLook
-from ncmonitor.settings import Settings
+from ncmonitor.inputs import tensors
+from ncmonitor.inputs.tensors import home
+from ncmonitor.measurement.evaluation import Evaluation
+from ncmonitor.measurement.settings import Settings
+from ncmonitor.statistics.classifier import Classifier
+from ncmonitor.statistics.passes import FirstLook
 
 aten = torch.ops.aten
 #: Each hands a number, or a size that depends on numbers, from the device to the host.
@@ -47,7 +47,7 @@ class Waits(TorchDispatchMode):
 
 @pytest.fixture
 def accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_tensors, "waits_for_nothing", lambda device: False)
+    monkeypatch.setattr(tensors, "waits_for_nothing", lambda device: False)
 
 
 def test_the_detector_detects() -> None:

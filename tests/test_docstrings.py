@@ -13,7 +13,11 @@ import docstring_parser
 import pytest
 
 from ncmonitor.catalogue import METRICS
-from ncmonitor.metrics import duality, frames, imbalance, symmetry, total, variability
+from ncmonitor.metrics import class_symmetry as symmetry
+from ncmonitor.metrics import covariance as total
+from ncmonitor.metrics import duality, variability
+from ncmonitor.metrics import equiangularity as frames
+from ncmonitor.metrics import minority as imbalance
 
 PAGES = sorted((Path(__file__).resolve().parent.parent / "docs" / "api").glob("*.md"))
 #: Arrays in, numbers out: shapes have to be said. Of these words, one.

@@ -13,10 +13,10 @@ import yaml
 
 from histories import collapse, collapse_rows
 from ncmonitor import InputError
-from ncmonitor._expect import Expectation, read_expectation
-from ncmonitor.expected import Finding, at_floor, cause_of, closing, findings, floors_of
-from ncmonitor.history import start_history
-from ncmonitor.provenance import CONFIG_FILE
+from ncmonitor.monitor.history import start_history
+from ncmonitor.monitor.provenance import CONFIG_FILE
+from ncmonitor.reports.expect import Expectation, read_expectation
+from ncmonitor.reports.expected import Finding, at_floor, cause_of, closing, findings, floors_of
 
 FLOOR = 0.1
 RUN: dict[str, Any] = {

@@ -15,10 +15,10 @@ from cases import seeded
 from ncmonitor import measure_collapse
 from ncmonitor.callbacks import NeuralCollapse
 from ncmonitor.catalogue import CATALOGUE
-from ncmonitor.floors import class_facts, collapse_floors
-from ncmonitor.history import read_history
-from ncmonitor.provenance import read_run
-from ncmonitor.settings import Settings
+from ncmonitor.measurement.limits import class_facts, collapse_floors
+from ncmonitor.measurement.settings import Settings
+from ncmonitor.monitor.history import read_history
+from ncmonitor.monitor.provenance import read_run
 from ncmonitor.theory import cosine_std_floor, etf_distance_floor, seli_floors, seli_grams
 from toys import CLASSES, DIM, Recording, Toy, train_loader, trainer, val_loader
 
@@ -193,7 +193,7 @@ def test_a_resumed_run_knows_its_floors_before_it_measures_again(
     monkeypatch.chdir(tmp_path)
     fit(1)
     before = measured()
-    monkeypatch.setattr("ncmonitor.callbacks.session.class_facts", lambda *_: {})
+    monkeypatch.setattr("ncmonitor.callbacks.fit_measurements.class_facts", lambda *_: {})
     fit(2, ckpt_path="part.ckpt", weights_only=True)
     assert read_history("run")["epoch"].max() == 2
     assert measured() == before
@@ -204,7 +204,7 @@ def test_another_run_in_the_folder_does_not_inherit_them(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     fit(1)
-    monkeypatch.setattr("ncmonitor.callbacks.session.class_facts", lambda *_: {})
+    monkeypatch.setattr("ncmonitor.callbacks.fit_measurements.class_facts", lambda *_: {})
     fit(1)
     assert "floors" not in measured()
 
@@ -216,7 +216,7 @@ def test_floors_that_fail_cost_a_warning_and_no_measurement(
         raise RuntimeError("no memory left")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ncmonitor.callbacks.session.class_facts", fail)
+    monkeypatch.setattr("ncmonitor.callbacks.fit_measurements.class_facts", fail)
     with pytest.warns(RuntimeWarning, match="floors are not recorded.*no memory left"):
         monitor = fit(1)
     assert monitor.history["nc1"].notna().all()

@@ -15,7 +15,7 @@ import pytest
 from histories import collapse_rows
 from ncmonitor import InputError
 from ncmonitor.catalogue import FIT_NAMES, METRIC_NAMES, PHASE_NAMES
-from ncmonitor.history import (
+from ncmonitor.monitor.history import (
     COLUMNS,
     HISTORY_FILE,
     append_history,

@@ -14,14 +14,14 @@ from matplotlib.figure import Figure
 
 from histories import collapse, collapse_rows
 from ncmonitor import InputError
-from ncmonitor._verdict import cautions, headline, number, standings
 from ncmonitor.catalogue import CATALOGUE, METRICS, MONITORED
-from ncmonitor.history import read_history
-from ncmonitor.html import write_report
-from ncmonitor.html.page import GROUPS, formula
-from ncmonitor.html.pictures import PATHS
-from ncmonitor.html.tables import epoch_table, some_epochs
+from ncmonitor.monitor.history import read_history
 from ncmonitor.plots import PANELS
+from ncmonitor.reports.page import GROUPS, formula
+from ncmonitor.reports.run_page import write_report
+from ncmonitor.reports.run_page.pictures import PATHS
+from ncmonitor.reports.run_page.run_tables import epoch_table, some_epochs
+from ncmonitor.reports.verdict import cautions, headline, number, standings
 from pages import HOSTILE, RUN, Page, make_run, read
 
 
@@ -44,10 +44,12 @@ SHOWN = {q.name for q in CATALOGUE.values() if q.default or q.group in ("fit", "
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what takes a second and does not depend on what is tested."""
-    monkeypatch.setattr("ncmonitor.html.pictures.PANELS", ())
-    monkeypatch.setattr("ncmonitor.html.pictures.PATHS", ())
-    monkeypatch.setattr("ncmonitor.html.symmetry.has_budget", lambda history: False)
-    monkeypatch.setattr("ncmonitor.html.overview", lambda history: Figure())
+    monkeypatch.setattr("ncmonitor.reports.run_page.pictures.PANELS", ())
+    monkeypatch.setattr("ncmonitor.reports.run_page.pictures.PATHS", ())
+    monkeypatch.setattr(
+        "ncmonitor.reports.run_page.symmetry_section.has_budget", lambda history: False
+    )
+    monkeypatch.setattr("ncmonitor.reports.run_page.overview", lambda history: Figure())
 
 
 def test_the_page_holds_a_figure_per_panel_and_every_metric_name(page: Page) -> None:
@@ -101,7 +103,9 @@ def test_a_selected_epoch_says_what_was_never_measured(tmp_path: Path) -> None:
 def test_a_loss_near_the_largest_number_has_a_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ncmonitor.html.pictures.PANELS", (("cross_entropy",), ("nc1",)))
+    monkeypatch.setattr(
+        "ncmonitor.reports.run_page.pictures.PANELS", (("cross_entropy",), ("nc1",))
+    )
     rows = [row | {"cross_entropy": 1e306, "nc1": 1e306} for row in collapse_rows(range(3))]
     rows[0] |= {"cross_entropy": 2.0, "nc1": 2.0}
     page = read(make_run(tmp_path / "run", rows))

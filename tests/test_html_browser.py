@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 
 from histories import collapse_rows
-from ncmonitor.compare import write_comparison
-from ncmonitor.history import start_history
-from ncmonitor.html import write_report
+from ncmonitor.monitor.history import start_history
+from ncmonitor.monitor.symmetry_table import SYMMETRY_FILE
 from ncmonitor.plots import PANELS
+from ncmonitor.reports.comparison import write_comparison
+from ncmonitor.reports.run_page import write_report
 from ncmonitor.symmetry.rows import COLUMNS
-from ncmonitor.symmetry.table import SYMMETRY_FILE
 from pages import RUN, add_layers, add_snapshots, make_run
 from symmetries import symmetry_rows
 

@@ -13,15 +13,15 @@ import pytest
 from matplotlib.figure import Figure
 
 from histories import collapse_rows
-from ncmonitor import _symmetry_words as words
 from ncmonitor.catalogue import CATALOGUE
-from ncmonitor.history import history_frame, start_history
-from ncmonitor.html import export_run
-from ncmonitor.html.symmetry import budget, read, section
+from ncmonitor.monitor.history import history_frame, start_history
+from ncmonitor.monitor.provenance import write_run
+from ncmonitor.monitor.symmetry_table import SYMMETRY_FILE, symmetry_frame
 from ncmonitor.plots import group_curves
-from ncmonitor.provenance import write_run
+from ncmonitor.reports import symmetry_words as words
+from ncmonitor.reports.run_page import export_run
+from ncmonitor.reports.run_page.symmetry_section import budget, read, section
 from ncmonitor.symmetry.rows import COLUMNS, FACTS_FILE
-from ncmonitor.symmetry.table import SYMMETRY_FILE, symmetry_frame
 from pages import HOSTILE, Page, make_run
 from pages import read as read_page
 from symmetries import symmetry, symmetry_rows
@@ -32,9 +32,9 @@ TWO = {"rotations90": ("rot90", "rot180", "rot270"), "flips": ("flip_h",)}
 @pytest.fixture(autouse=True)
 def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures that have tests of their own."""
-    monkeypatch.setattr("ncmonitor.html.pictures.PANELS", ())
-    monkeypatch.setattr("ncmonitor.html.pictures.PATHS", ())
-    monkeypatch.setattr("ncmonitor.html.overview", lambda history: Figure())
+    monkeypatch.setattr("ncmonitor.reports.run_page.pictures.PANELS", ())
+    monkeypatch.setattr("ncmonitor.reports.run_page.pictures.PATHS", ())
+    monkeypatch.setattr("ncmonitor.reports.run_page.overview", lambda history: Figure())
 
 
 def run_with(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
@@ -174,7 +174,7 @@ def test_the_split_of_the_parameters_is_no_split_of_samples(
         drawn.append(split)
         return group_curves(table, *args, split=split, **settings)
 
-    monkeypatch.setattr("ncmonitor.html.symmetry.group_curves", spy)
+    monkeypatch.setattr("ncmonitor.reports.run_page.symmetry_section.group_curves", spy)
     found = section(symmetry(splits=("val",)))
     assert found is not None
     assert drawn == ["val"]

@@ -39,7 +39,9 @@ def test_the_core_needs_torch_and_nothing_for_pictures_or_training(tmp_path: Pat
 
 
 def test_reading_a_history_needs_no_torch(tmp_path: Path) -> None:
-    assert "torch" not in heavy_after("from ncmonitor.history import read_history", tmp_path)
+    assert "torch" not in heavy_after(
+        "from ncmonitor.monitor.history import read_history", tmp_path
+    )
 
 
 @pytest.mark.parametrize("module", ["ncmonitor", "ncmonitor.callbacks"])

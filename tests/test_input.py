@@ -18,14 +18,16 @@ from ncmonitor import (
     ClassMoments,
     CollapseReport,
     InputError,
-    _labels,
-    _tensors,
     collapse_report,
     measure_collapse,
     measure_regression,
-    pairs,
 )
-from ncmonitor.metrics import duality, frames, symmetry
+from ncmonitor.geometry import pairs
+from ncmonitor.inputs import labels as _labels
+from ncmonitor.inputs import tensors
+from ncmonitor.metrics import class_symmetry as symmetry
+from ncmonitor.metrics import duality
+from ncmonitor.metrics import equiangularity as frames
 from reference_optional import regression_metrics
 
 NOISY = BY_NAME["noisy"]
@@ -212,7 +214,7 @@ def test_one_hot_labels_are_told_apart_from_real_ones_without_a_classifier_too()
 @pytest.fixture
 def accelerator(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Return a switch: from then on the CPU is a device that must not be waited for."""
-    return lambda: monkeypatch.setattr(_tensors, "waits_for_nothing", lambda _: False)
+    return lambda: monkeypatch.setattr(tensors, "waits_for_nothing", lambda _: False)
 
 
 @pytest.mark.parametrize("name", ["noisy", "imbalanced", "noisy_float64", "missing_several"])

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from agreement import assert_agree, fast, flat
 from cases import BY_NAME, Case, seeded
 from ncmonitor import ClassMoments, InputError, collapse_report, measure_collapse
-from ncmonitor._checks import MeasurementError
-from ncmonitor.bank import Budget, FeatureBank
+from ncmonitor.errors import MeasurementError
+from ncmonitor.statistics.feature_cache import Budget, FeatureBank
 
 NOISY = BY_NAME["noisy"]
 X, Y = NOISY.features, NOISY.labels

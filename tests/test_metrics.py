@@ -22,8 +22,11 @@ from cases import (
     simplex_etf,
     train_and_validation,
 )
-from ncmonitor import ClassMoments, _tensors, centres, collapse_report, geometry, measure_collapse
+from ncmonitor import ClassMoments, collapse_report, measure_collapse
 from ncmonitor.catalogue import CATALOGUE, METRIC_NAMES, METRICS
+from ncmonitor.geometry import vectors as geometry
+from ncmonitor.inputs import tensors
+from ncmonitor.statistics import class_means as centres
 
 CLASSIFIER = {q.name for q in METRICS if q.needs == "classifier"}
 
@@ -357,7 +360,7 @@ def test_many_classes_in_few_dimensions_agree_with_the_twin() -> None:
 def test_block_sizes_do_not_matter(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     before = fast(case)
     monkeypatch.setattr(geometry, "BLOCK_ROWS", 7)
-    monkeypatch.setattr(_tensors, "block_rows", lambda *_: 7)
+    monkeypatch.setattr(tensors, "block_rows", lambda *_: 7)
     # sums and products in another order, in float32
     assert_agree(fast(case), before, rtol=1e-6)
 

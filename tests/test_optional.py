@@ -15,7 +15,7 @@ from agreement import RELATIVE, array, assert_agree, fast, naive, unsure
 from cases import BY_NAME, Case, cloud, random_means, seeded, train_and_validation
 from ncmonitor import ClassMoments, InputError, collapse_report, measure_collapse
 from ncmonitor.catalogue import CATALOGUE, GROUPS, METRIC_NAMES, METRICS, chosen
-from ncmonitor.settings import Settings
+from ncmonitor.measurement.settings import Settings
 from reference_optional import MSE, convention_metrics, optional_metrics, per_class_nc1
 
 CHANGED = {  # by a convention that the twin knows

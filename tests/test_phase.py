@@ -13,7 +13,7 @@ from torch import nn
 
 from cases import seeded
 from ncmonitor.catalogue import PHASE_NAMES
-from ncmonitor.phase import PhaseClock, decay_time
+from ncmonitor.monitor.phase_clock import PhaseClock, decay_time
 
 
 def clock(*errors: tuple[int, float], **options: Any) -> PhaseClock:

@@ -12,10 +12,10 @@ from matplotlib.patches import Rectangle
 
 from histories import collapse
 from ncmonitor import InputError
-from ncmonitor._axes import ROUNDING, log_axis
-from ncmonitor._table import tpt_spans, tpt_start
 from ncmonitor.catalogue import CATALOGUE, METRIC_NAMES, METRICS
+from ncmonitor.monitor.history_queries import tpt_spans, tpt_start
 from ncmonitor.plots import PANELS, curves, overview, panel, panel_labels
+from ncmonitor.plots.style import ROUNDING, log_axis
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,9 @@ from PIL import Image
 from cases import seeded
 from histories import collapse
 from ncmonitor import InputError, measure_collapse, theory
-from ncmonitor._axes import ABSENT
 from ncmonitor.catalogue import CATALOGUE
-from ncmonitor.history import LAYER_MARK
+from ncmonitor.monitor.history import LAYER_MARK
+from ncmonitor.monitor.snapshots.snapshot import Snapshot, take_snapshot
 from ncmonitor.plots import (
     animate,
     animation_html,
@@ -36,7 +36,7 @@ from ncmonitor.plots import (
     simplex,
     spectrum,
 )
-from ncmonitor.snapshot import Snapshot, take_snapshot
+from ncmonitor.plots.style import ABSENT
 
 KINDS = ("means", "classifier", "cross", "etf")
 

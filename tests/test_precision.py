@@ -12,7 +12,7 @@ import torch
 
 from agreement import assert_agree, fast, naive, unsure
 from cases import BY_NAME, Case, cloud, random_means, seeded, sweep
-from ncmonitor._tensors import exact_arithmetic
+from ncmonitor.inputs.tensors import exact_arithmetic
 
 
 def affordable() -> Iterator[Case]:

@@ -16,10 +16,10 @@ from pytorch_lightning.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 import ncmonitor
-from ncmonitor import provenance
-from ncmonitor._run_facts import options_of
 from ncmonitor.callbacks import NeuralCollapse
-from ncmonitor.provenance import RUN_FILE, describe_environment, read_run, write_run
+from ncmonitor.monitor import provenance
+from ncmonitor.monitor.provenance import RUN_FILE, describe_environment, read_run, write_run
+from ncmonitor.monitor.run_info import options_of
 
 
 def test_versions_machine_and_command_are_those_of_this_process(

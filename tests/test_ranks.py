@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cases import BY_NAME
-from ncmonitor.ranks import ALONE
+from ncmonitor.statistics.process_group import ALONE
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
 ROOT = WORKER.parent.parent

@@ -14,10 +14,10 @@ import pytest
 import torch
 import yaml
 
-from ncmonitor import _redact
-from ncmonitor._checks import InputError
-from ncmonitor._redact import MARK, hidden_options, redacted, redacted_text, redacted_words
-from ncmonitor._secret_names import secrecy_of
+from ncmonitor import redact
+from ncmonitor.errors import InputError
+from ncmonitor.redact import MARK, hidden_options, redacted, redacted_text, redacted_words
+from ncmonitor.secret_names import secrecy_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget the secrets of other tests."""
-    monkeypatch.setattr(_redact, "_KNOWN", set())
+    monkeypatch.setattr(redact, "_KNOWN", set())
 
 
 SECRET_NAMES = """

@@ -14,12 +14,12 @@ from PIL import Image
 
 from histories import collapse, collapse_rows
 from ncmonitor.cli import main
-from ncmonitor.compare.aggregate import aggregate
-from ncmonitor.compare.groups import Group
-from ncmonitor.compare.plots import compared_panel, look_of, with_key
-from ncmonitor.compare.runs import read_runs
-from ncmonitor.history import history_frame, read_history
-from ncmonitor.html.files import DOUBLE, SINGLE, write_figures, write_table
+from ncmonitor.monitor.history import history_frame, read_history
+from ncmonitor.reports.comparison.aggregate import aggregate
+from ncmonitor.reports.comparison.group_plots import compared_panel, look_of, with_key
+from ncmonitor.reports.comparison.run_groups import Group
+from ncmonitor.reports.comparison.runs import read_runs
+from ncmonitor.reports.run_page.files import DOUBLE, SINGLE, write_figures, write_table
 from pages import RUN, add_layers, add_snapshots, make_run
 
 
@@ -74,7 +74,9 @@ def test_legends_are_whole_and_touch_nothing(
     splits: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures: dict[str, Any] = {}
-    monkeypatch.setattr("ncmonitor.html.files.save", lambda f, path: figures.update({path: f}))
+    monkeypatch.setattr(
+        "ncmonitor.reports.run_page.files.save", lambda f, path: figures.update({path: f})
+    )
     write_figures(collapse(range(30), splits=splits), [], tmp_path, "png")
     legends = 0
     for figure in figures.values():
@@ -120,7 +122,7 @@ def test_the_smallest_text_of_the_overview_can_be_read_in_print(folder: Path) ->
 def test_the_same_figure_gives_the_same_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ncmonitor.html.files.PANELS", (("error",), ("nc1",)))
+    monkeypatch.setattr("ncmonitor.reports.run_page.files.PANELS", (("error",), ("nc1",)))
     history = collapse(range(2))
     first = write_figures(history, [], tmp_path / "a", "pdf")
     second = write_figures(history, [], tmp_path / "b", "pdf")
@@ -131,7 +133,7 @@ def test_the_same_figure_gives_the_same_file(
 def test_a_degenerate_history_has_figures(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ncmonitor.html.files.PANELS", (("error",), ("nc2_etf_w",)))
+    monkeypatch.setattr("ncmonitor.reports.run_page.files.PANELS", (("error",), ("nc2_etf_w",)))
     history = {
         "one epoch": collapse(range(1)),
         "validation only": collapse(range(3), splits=("val",)),
@@ -195,7 +197,7 @@ def test_damaged_snapshots_are_warned_of_and_the_rest_is_drawn(tmp_path: Path) -
 def test_a_comparison_is_figures_with_a_key_or_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("ncmonitor.compare.PANELS", (("error",), ("nc1",)))
+    monkeypatch.setattr("ncmonitor.reports.comparison.PANELS", (("error",), ("nc1",)))
     for seed in range(2):
         make_run(tmp_path / f"seed{seed}", collapse_rows(range(4)), RUN | {"command": f"x {seed}"})
     monkeypatch.chdir(tmp_path)

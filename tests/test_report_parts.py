@@ -12,12 +12,18 @@ import pytest
 from matplotlib.figure import Figure
 
 from histories import collapse, collapse_rows
-from ncmonitor.history import history_frame
-from ncmonitor.html.classes import class_table
-from ncmonitor.html.film import MOST_FRAMES, film
-from ncmonitor.html.pictures import geometry, known_layers, known_paths, some, usable_snapshots
-from ncmonitor.html.tables import layer_table
-from ncmonitor.snapshot import append_snapshot, read_snapshots, take_snapshot
+from ncmonitor.monitor.history import history_frame
+from ncmonitor.monitor.snapshots.snapshot import append_snapshot, read_snapshots, take_snapshot
+from ncmonitor.reports.run_page.classes import class_table
+from ncmonitor.reports.run_page.film import MOST_FRAMES, film
+from ncmonitor.reports.run_page.pictures import (
+    geometry,
+    known_layers,
+    known_paths,
+    some,
+    usable_snapshots,
+)
+from ncmonitor.reports.run_page.run_tables import layer_table
 from pages import RUN, Page, add_layers, add_snapshots, make_run, read
 
 EPOCHS = (0, 2, 5, 12, 20)
@@ -44,9 +50,9 @@ def page(folder: Path) -> Page:
 @pytest.fixture
 def no_panels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the pictures of the history, which take a second."""
-    monkeypatch.setattr("ncmonitor.html.pictures.PANELS", ())
-    monkeypatch.setattr("ncmonitor.html.pictures.PATHS", ())
-    monkeypatch.setattr("ncmonitor.html.overview", lambda history: Figure())
+    monkeypatch.setattr("ncmonitor.reports.run_page.pictures.PANELS", ())
+    monkeypatch.setattr("ncmonitor.reports.run_page.pictures.PATHS", ())
+    monkeypatch.setattr("ncmonitor.reports.run_page.overview", lambda history: Figure())
 
 
 def labels_of(page: Page) -> list[str]:

@@ -14,10 +14,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from cases import seeded
 from ncmonitor import InputError, theory
-from ncmonitor._checks import MeasurementError
-from ncmonitor._corners import ideal_corners
-from ncmonitor._snapshot_file import begin_snapshots
-from ncmonitor.snapshot import (
+from ncmonitor.errors import MeasurementError
+from ncmonitor.monitor.snapshots.corners import ideal_corners
+from ncmonitor.monitor.snapshots.file import begin_snapshots
+from ncmonitor.monitor.snapshots.snapshot import (
     SHOWN_CLASSES,
     SNAPSHOT_FILE,
     Snapshot,
@@ -439,7 +439,8 @@ def test_an_entry_without_its_line_end_is_read_and_kept(tmp_path: Path, snapshot
 def test_reading_and_drawing_need_no_torch(tmp_path: Path, snapshot: Snapshot) -> None:
     append_snapshot(tmp_path, snapshot)
     code = (
-        "import sys; from ncmonitor.snapshot import read_snapshots; from ncmonitor import plots;"
+        "import sys; from ncmonitor.monitor.snapshots.snapshot import read_snapshots;"
+        "from ncmonitor import plots;"
         "plots.simplex(read_snapshots('.')[0]); print('torch' in sys.modules)"
     )
     command = [sys.executable, "-c", code]

@@ -15,15 +15,15 @@ import pytest
 import wandb
 from pytorch_lightning.loggers import WandbLogger
 
-from ncmonitor import sync
-from ncmonitor._checks import InputError
-from ncmonitor._sync_note import NOTE_FILE, Synced, read_notes, write_notes
 from ncmonitor.callbacks import NeuralCollapse, SymmetryMonitor
 from ncmonitor.cli import main
-from ncmonitor.history import read_history
+from ncmonitor.errors import InputError
+from ncmonitor.monitor.history import read_history
+from ncmonitor.monitor.symmetry_table import read_symmetry
 from ncmonitor.symmetry import Action, Group
-from ncmonitor.symmetry.table import read_symmetry
-from ncmonitor.sync import PATIENCE, sync_run
+from ncmonitor.wandb_tools import sync
+from ncmonitor.wandb_tools.sync import PATIENCE, sync_run
+from ncmonitor.wandb_tools.sync_note import NOTE_FILE, Synced, read_notes, write_notes
 from toys import Toy, train_loader, trainer, val_loader
 from wandb_files import definitions, offline_run, records, summary
 from wandb_server import Server, wandb_server

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ncmonitor import FeatureTap, InputError
-from ncmonitor._labels import flatten_tokens
+from ncmonitor.inputs.labels import flatten_tokens
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ncmonitor import FeatureTap, InputError
-from ncmonitor.tap import Tapped
+from ncmonitor.features.tap import Tapped
 
 
 def images(batch: int = 5) -> Tensor:

@@ -17,8 +17,8 @@ from torch.testing import assert_close
 import cases
 from cases import seeded
 from ncmonitor import InputError, measure_collapse, theory
-from ncmonitor.geometry import Frame, Vectors
-from ncmonitor.metrics import frames
+from ncmonitor.geometry.vectors import Frame, Vectors
+from ncmonitor.metrics import equiangularity as frames
 
 F64 = torch.float64
 QUICK = settings(max_examples=40, deadline=None, derandomize=True)

@@ -16,15 +16,15 @@ from typing import Any
 import pytest
 
 from histories import collapse_rows
-from ncmonitor._verdict import headline, number
-from ncmonitor._words import duration
 from ncmonitor.cli import main
-from ncmonitor.history import append_history, read_history, start_history
-from ncmonitor.provenance import write_run
+from ncmonitor.monitor.history import append_history, read_history, start_history
+from ncmonitor.monitor.provenance import write_run
+from ncmonitor.monitor.symmetry_table import SYMMETRY_FILE
+from ncmonitor.monitor.words import duration
+from ncmonitor.reports.verdict import headline, number
 from ncmonitor.symmetry.rows import COLUMNS
-from ncmonitor.symmetry.table import SYMMETRY_FILE
 from ncmonitor.watch.frame import DEFAULT
-from ncmonitor.watch.symmetry import symmetry_line
+from ncmonitor.watch.symmetry_line import symmetry_line
 from symmetries import symmetry_rows
 from watched import facts, make_run
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from histories import collapse_rows
-from ncmonitor.history import read_history, start_history
+from ncmonitor.monitor.history import read_history, start_history
 from ncmonitor.watch.chart import Curve, chart, tick
+from ncmonitor.watch.followed_history import HistoryTail
 from ncmonitor.watch.frame import DEFAULT
-from ncmonitor.watch.run import Pace
-from ncmonitor.watch.table import HistoryTail
+from ncmonitor.watch.watched_run import Pace
 
 NAMES = DEFAULT
 ENTER, LEAVE = b"\x1b[?1049h", b"\x1b[?1049l"

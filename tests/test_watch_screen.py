@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from histories import collapse_rows
-from ncmonitor.history import append_history, start_history
-from ncmonitor.provenance import write_run
+from ncmonitor.monitor.history import append_history, start_history
+from ncmonitor.monitor.provenance import write_run
 from ncmonitor.watch.frame import DEFAULT
 from ncmonitor.watch.screen import Screen
 from watched import facts, make_run

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from histories import collapse_rows
-from ncmonitor.history import start_history
-from ncmonitor.provenance import write_run
+from ncmonitor.monitor.history import start_history
+from ncmonitor.monitor.provenance import write_run
 
 
 def facts(**more: Any) -> dict[str, Any]:

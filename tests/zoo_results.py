@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ncmonitor.recipes.zoo.table import CSV_FILE, PICTURE_FILE, number
+from ncmonitor.recipes.zoo.zoo_table import CSV_FILE, PICTURE_FILE, number
 from recipe_results import PAGE, RESULTS
 
 ZOO = RESULTS / "symmetry_zoo"

@@ -9,10 +9,14 @@ import torch
 from torch import Tensor
 
 from ncmonitor.catalogue import CATALOGUE
-from ncmonitor.geometry import Frame, Vectors
-from ncmonitor.metrics import duality, frames, imbalance, symmetry, total, variability
-from ncmonitor.metrics.inputs import Shape, Spread, class_weights
-from ncmonitor.pairs import pair_count
+from ncmonitor.geometry.pairs import pair_count
+from ncmonitor.geometry.vectors import Frame, Vectors
+from ncmonitor.metrics import class_symmetry as symmetry
+from ncmonitor.metrics import covariance as total
+from ncmonitor.metrics import duality, variability
+from ncmonitor.metrics import equiangularity as frames
+from ncmonitor.metrics import minority as imbalance
+from ncmonitor.metrics.arguments import Shape, Spread, class_weights
 from ncmonitor.theory import etf_distance_floor
 
 

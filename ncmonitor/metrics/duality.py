@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ncmonitor import geometry
-from ncmonitor.geometry import Vectors
-from ncmonitor.pairs import PAIR_CLASSES
+from ncmonitor.geometry import vectors as geometry
+from ncmonitor.geometry.pairs import PAIR_CLASSES
+from ncmonitor.geometry.vectors import Vectors
 
 
 def _paired(weight: Vectors, means: Vectors) -> Iterator[tuple[Tensor, Tensor]]:

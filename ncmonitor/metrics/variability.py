@@ -11,8 +11,8 @@ import math
 
 from torch import Tensor
 
-from ncmonitor.geometry import Vectors
-from ncmonitor.pairs import Tile, pair_average
+from ncmonitor.geometry.pairs import Tile, pair_average
+from ncmonitor.geometry.vectors import Vectors
 
 
 def nc1(whitened: Tensor, weights: Tensor) -> float:

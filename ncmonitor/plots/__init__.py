@@ -3,10 +3,12 @@
 Nothing here knows a trainer, a run folder or a screen, and nothing needs torch. Figures are made
 without pyplot, so drawing one neither picks a backend nor touches the settings of the caller.
 
-Of a history (:func:`ncmonitor.history.read_history`): :func:`curves`, :func:`layers`,
-:func:`phase`, :func:`irrep_budget`. Of a snapshot (:func:`ncmonitor.snapshot.take_snapshot`):
-:func:`gram`, :func:`simplex`, :func:`spectrum`; of several, :func:`animate`. Of a table of symmetry
-(:func:`ncmonitor.symmetry.table.read_symmetry`): :func:`collapse_and_orbits`, :func:`group_curves`.
+Of a history (:func:`ncmonitor.monitor.history.read_history`): :func:`curves`, :func:`layers`,
+:func:`phase`, :func:`irrep_budget`. Of a snapshot
+(:func:`ncmonitor.monitor.snapshots.snapshot.take_snapshot`): :func:`gram`, :func:`simplex`,
+:func:`spectrum`; of several, :func:`animate`. Of a table of symmetry
+(:func:`ncmonitor.monitor.symmetry_table.read_symmetry`): :func:`collapse_and_orbits`,
+:func:`group_curves`.
 """
 
 from __future__ import annotations

@@ -13,13 +13,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ncmonitor._axes import INK, own_style
-from ncmonitor._checks import InputError, warn
+from ncmonitor.errors import InputError, warn
 from ncmonitor.plots._player import page, player
 from ncmonitor.plots._simplex import keys, reach_of, simplex
+from ncmonitor.plots.style import INK, own_style
 
 if TYPE_CHECKING:
-    from ncmonitor.snapshot import Snapshot
+    from ncmonitor.monitor.snapshots.snapshot import Snapshot
 
 _INCHES: Final = 4.0
 _DPI: Final = 150
@@ -55,7 +55,8 @@ def animate(
     """Animate :func:`simplex` through training, one frame for each snapshot, on one scale.
 
     Args:
-        snapshots: Of one run and split, as :func:`ncmonitor.snapshot.read_snapshots` returns them.
+        snapshots: Of one run and split, as
+            :func:`ncmonitor.monitor.snapshots.snapshot.read_snapshots` returns them.
         path: Where to write: ``.gif``; ``.mp4``, which needs ffmpeg and becomes ``.html`` with a
             warning where there is none; ``.html``, a page that needs nothing else. ``None`` writes
             nothing.

@@ -11,7 +11,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from ncmonitor._axes import (
+from ncmonitor.catalogue import CATALOGUE
+from ncmonitor.errors import InputError, nearest
+from ncmonitor.monitor.history_queries import split_names, split_rows, tpt_spans, tpt_start
+from ncmonitor.plots.style import (
     ACCENT,
     INK,
     SERIES,
@@ -22,9 +25,6 @@ from ncmonitor._axes import (
     own_style,
     say_empty,
 )
-from ncmonitor._checks import InputError, nearest
-from ncmonitor._table import split_names, split_rows, tpt_spans, tpt_start
-from ncmonitor.catalogue import CATALOGUE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,7 +63,8 @@ def curves(
     measurement (``nan``) is a gap, never bridged.
 
     Args:
-        history: One row per epoch and split, as :func:`ncmonitor.history.read_history` returns it.
+        history: One row per epoch and split, as :func:`ncmonitor.monitor.history.read_history`
+            returns it.
         ax: Where to draw; a new figure's axes if ``None`` (no pyplot: show ``ax.figure``).
         quantities: Names from the catalogue.
         splits: Which splits to draw; all that the table holds if ``None``.

@@ -10,16 +10,16 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
-from ncmonitor._axes import ABSENT, INK, MUTED, colour_scale, fresh_axes, own_style, say_empty
-from ncmonitor._checks import InputError, nearest
 from ncmonitor.catalogue import CATALOGUE
+from ncmonitor.errors import InputError, nearest
+from ncmonitor.plots.style import ABSENT, INK, MUTED, colour_scale, fresh_axes, own_style, say_empty
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
 
-    from ncmonitor._snapshot_numbers import FloatArray
-    from ncmonitor.snapshot import Snapshot
+    from ncmonitor.monitor.snapshots.numbers import FloatArray
+    from ncmonitor.monitor.snapshots.snapshot import Snapshot
 
 #: What a Gram matrix can be of, in the order of :func:`grams`, and its title.
 KINDS: Final[dict[str, str]] = {

@@ -8,7 +8,10 @@ import numpy as np
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from ncmonitor._axes import (
+from ncmonitor.errors import InputError
+from ncmonitor.monitor.history_queries import split_names, split_rows
+from ncmonitor.plots._curves import shade_tpt
+from ncmonitor.plots.style import (
     INK,
     ROUNDING,
     SERIES,
@@ -19,9 +22,6 @@ from ncmonitor._axes import (
     own_style,
     say_empty,
 )
-from ncmonitor._checks import InputError
-from ncmonitor._table import split_names, split_rows
-from ncmonitor.plots._curves import shade_tpt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +44,8 @@ def irrep_budget(history: pd.DataFrame, ax: Axes | None = None, *, split: str = 
     the stretch right of the dotted line.
 
     Args:
-        history: One row per epoch and split, as :func:`ncmonitor.history.read_history` returns it.
+        history: One row per epoch and split, as :func:`ncmonitor.monitor.history.read_history`
+            returns it.
         ax: Where to draw; a new figure's axes if ``None`` (no pyplot: show ``ax.figure``).
         split: Whose means.
 

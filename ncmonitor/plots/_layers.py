@@ -9,12 +9,12 @@ import seaborn as sns
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import FixedLocator
 
-from ncmonitor._axes import ABSENT, ACCENT, ROUNDING, colour_scale, fresh_axes, say_empty
-from ncmonitor._checks import InputError
-from ncmonitor._table import split_names, split_rows, tpt_start
 from ncmonitor.catalogue import CATALOGUE
-from ncmonitor.history import LAYER_MARK
+from ncmonitor.errors import InputError
+from ncmonitor.monitor.history import LAYER_MARK
+from ncmonitor.monitor.history_queries import split_names, split_rows, tpt_start
 from ncmonitor.plots._curves import known_names, scale_of
+from ncmonitor.plots.style import ABSENT, ACCENT, ROUNDING, colour_scale, fresh_axes, say_empty
 
 if TYPE_CHECKING:
     import pandas as pd

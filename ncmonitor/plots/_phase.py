@@ -10,11 +10,11 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 
-from ncmonitor._axes import ACCENT, ROUNDING, colour_scale, fresh_axes, log_axis, say_empty
-from ncmonitor._checks import InputError
-from ncmonitor._table import split_names, split_rows, tpt_start
 from ncmonitor.catalogue import CATALOGUE
+from ncmonitor.errors import InputError
+from ncmonitor.monitor.history_queries import split_names, split_rows, tpt_start
 from ncmonitor.plots._curves import known_names, scale_of
+from ncmonitor.plots.style import ACCENT, ROUNDING, colour_scale, fresh_axes, log_axis, say_empty
 
 if TYPE_CHECKING:
     import pandas as pd

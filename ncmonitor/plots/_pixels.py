@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from ncmonitor._axes import own_style
+from ncmonitor.plots.style import own_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

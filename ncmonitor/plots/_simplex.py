@@ -10,15 +10,15 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from ncmonitor._axes import INK, MUTED, SERIES, fresh_axes, say_empty
-from ncmonitor._checks import InputError
-from ncmonitor._corners import ideal_corners
+from ncmonitor.errors import InputError
+from ncmonitor.monitor.snapshots.corners import ideal_corners
+from ncmonitor.plots.style import INK, MUTED, SERIES, fresh_axes, say_empty
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ncmonitor._snapshot_numbers import FloatArray
-    from ncmonitor.snapshot import Snapshot
+    from ncmonitor.monitor.snapshots.numbers import FloatArray
+    from ncmonitor.monitor.snapshots.snapshot import Snapshot
 
 #: The picture reaches at least and at most so far from the centre, in lengths of a mean.
 NEAR, FAR = 1.35, 2.5

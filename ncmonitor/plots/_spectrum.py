@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from ncmonitor._axes import MUTED, SERIES, fresh_axes, legend_above, say_empty
-from ncmonitor._snapshot_numbers import SHOWN_VALUES
+from ncmonitor.monitor.snapshots.numbers import SHOWN_VALUES
+from ncmonitor.plots.style import MUTED, SERIES, fresh_axes, legend_above, say_empty
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ncmonitor._snapshot_numbers import FloatArray
-    from ncmonitor.snapshot import Snapshot
+    from ncmonitor.monitor.snapshots.numbers import FloatArray
+    from ncmonitor.monitor.snapshots.snapshot import Snapshot
 
 
 def spectrum(snapshot: Snapshot, ax: Axes | None = None) -> Axes:

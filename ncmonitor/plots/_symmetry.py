@@ -10,7 +10,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ncmonitor._axes import (
+from ncmonitor.catalogue import CATALOGUE
+from ncmonitor.errors import InputError, nearest
+from ncmonitor.monitor.symmetry_queries import (
+    OF_CLASSES,
+    OF_ORBITS,
+    ROUNDING,
+    common_groups,
+    course,
+    element_names,
+    group_names,
+    split_of,
+)
+from ncmonitor.plots.style import (
     INK,
     MUTED,
     SERIES,
@@ -21,18 +33,6 @@ from ncmonitor._axes import (
     own_style,
     say_empty,
 )
-from ncmonitor._checks import InputError, nearest
-from ncmonitor._symmetry_table import (
-    OF_CLASSES,
-    OF_ORBITS,
-    ROUNDING,
-    common_groups,
-    course,
-    element_names,
-    group_names,
-    split_of,
-)
-from ncmonitor.catalogue import CATALOGUE
 from ncmonitor.symmetry.rows import NUMBERS, PLAIN
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ def collapse_and_orbits(
     is their mean and the band reaches from the smallest to the largest.
 
     Args:
-        tables: As :func:`ncmonitor.symmetry.table.read_symmetry` returns them: of one run, or by
-            the name of the way, one or several.
+        tables: As :func:`ncmonitor.monitor.symmetry_table.read_symmetry` returns them: of one run,
+            or by the name of the way, one or several.
         groups: Whose orbits; ``None``: every group that all tables have.
         split: Whose samples; ``None``: the training set, where it was measured.
         layer: An inner layer; empty: the classifier's input.
@@ -112,7 +112,7 @@ def group_curves(
     the samples as they are.
 
     Args:
-        table: As :func:`ncmonitor.symmetry.table.read_symmetry` returns it.
+        table: As :func:`ncmonitor.monitor.symmetry_table.read_symmetry` returns it.
         name: Of a number in it, such as ``"acc"``.
         ax: Where to draw; a new figure's axes if ``None`` (no pyplot: show ``ax.figure``).
         group: Whose elements; ``None``: of the group, if there is one, else a line for each group.

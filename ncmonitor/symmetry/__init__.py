@@ -6,34 +6,44 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ncmonitor.symmetry.checks import check_flow as check_flow
-    from ncmonitor.symmetry.checks import check_group as check_group
-    from ncmonitor.symmetry.checks import composition_table as composition_table
     from ncmonitor.symmetry.equivariance import Equivariance as Equivariance
     from ncmonitor.symmetry.equivariance import fit_equivariance as fit_equivariance
     from ncmonitor.symmetry.equivariance import group_law as group_law
-    from ncmonitor.symmetry.flows import rotation_flow as rotation_flow
-    from ncmonitor.symmetry.flows import scale_flow as scale_flow
-    from ncmonitor.symmetry.flows import translation_flow as translation_flow
-    from ncmonitor.symmetry.groups import DIGITS as DIGITS
-    from ncmonitor.symmetry.groups import Action as Action
-    from ncmonitor.symmetry.groups import Flow as Flow
-    from ncmonitor.symmetry.groups import Group as Group
-    from ncmonitor.symmetry.images import circular_shifts as circular_shifts
-    from ncmonitor.symmetry.images import dihedral as dihedral
-    from ncmonitor.symmetry.images import flips as flips
-    from ncmonitor.symmetry.images import rotations as rotations
-    from ncmonitor.symmetry.images import rotations90 as rotations90
-    from ncmonitor.symmetry.images import scalings as scalings
-    from ncmonitor.symmetry.images import shifts as shifts
-    from ncmonitor.symmetry.images import subpixel_shifts as subpixel_shifts
+    from ncmonitor.symmetry.groups.batch_checks import check_flow as check_flow
+    from ncmonitor.symmetry.groups.batch_checks import check_group as check_group
+    from ncmonitor.symmetry.groups.batch_checks import composition_table as composition_table
+    from ncmonitor.symmetry.groups.flows import rotation_flow as rotation_flow
+    from ncmonitor.symmetry.groups.flows import scale_flow as scale_flow
+    from ncmonitor.symmetry.groups.flows import translation_flow as translation_flow
+    from ncmonitor.symmetry.groups.group import DIGITS as DIGITS
+    from ncmonitor.symmetry.groups.group import Action as Action
+    from ncmonitor.symmetry.groups.group import Flow as Flow
+    from ncmonitor.symmetry.groups.group import Group as Group
+    from ncmonitor.symmetry.groups.images import circular_shifts as circular_shifts
+    from ncmonitor.symmetry.groups.images import dihedral as dihedral
+    from ncmonitor.symmetry.groups.images import flips as flips
+    from ncmonitor.symmetry.groups.images import rotations as rotations
+    from ncmonitor.symmetry.groups.images import rotations90 as rotations90
+    from ncmonitor.symmetry.groups.images import scalings as scalings
+    from ncmonitor.symmetry.groups.images import shifts as shifts
+    from ncmonitor.symmetry.groups.images import subpixel_shifts as subpixel_shifts
+    from ncmonitor.symmetry.groups.points import cube_rotations as cube_rotations
+    from ncmonitor.symmetry.groups.points import euclidean as euclidean
+    from ncmonitor.symmetry.groups.points import orthogonal as orthogonal
+    from ncmonitor.symmetry.groups.points import point_rotation_flow as point_rotation_flow
+    from ncmonitor.symmetry.groups.points import point_translation_flow as point_translation_flow
+    from ncmonitor.symmetry.groups.points import translations as translations
+    from ncmonitor.symmetry.groups.sequences import time_shifts as time_shifts
+    from ncmonitor.symmetry.groups.sets import cyclic as cyclic
+    from ncmonitor.symmetry.groups.sets import node_permutations as node_permutations
+    from ncmonitor.symmetry.groups.sets import permutations as permutations
     from ncmonitor.symmetry.invariance import FeatureInvariance as FeatureInvariance
     from ncmonitor.symmetry.invariance import PredictionInvariance as PredictionInvariance
     from ncmonitor.symmetry.invariance import inv_error as inv_error
     from ncmonitor.symmetry.lie import LieError as LieError
     from ncmonitor.symmetry.lie import lie_difference as lie_difference
     from ncmonitor.symmetry.lie import lie_jvp as lie_jvp
-    from ncmonitor.symmetry.measure import measure_symmetry as measure_symmetry
+    from ncmonitor.symmetry.network_symmetry import measure_symmetry as measure_symmetry
     from ncmonitor.symmetry.orbits import OrbitMoments as OrbitMoments
     from ncmonitor.symmetry.orbits import OrbitReport as OrbitReport
     from ncmonitor.symmetry.orbits import OrbitSpread as OrbitSpread
@@ -42,23 +52,12 @@ if TYPE_CHECKING:
     from ncmonitor.symmetry.parameters import SgdSettings as SgdSettings
     from ncmonitor.symmetry.parameters import chains as chains
     from ncmonitor.symmetry.parameters import layer_balance as layer_balance
-    from ncmonitor.symmetry.points import cube_rotations as cube_rotations
-    from ncmonitor.symmetry.points import euclidean as euclidean
-    from ncmonitor.symmetry.points import orthogonal as orthogonal
-    from ncmonitor.symmetry.points import point_rotation_flow as point_rotation_flow
-    from ncmonitor.symmetry.points import point_translation_flow as point_translation_flow
-    from ncmonitor.symmetry.points import translations as translations
-    from ncmonitor.symmetry.sequences import time_shifts as time_shifts
-    from ncmonitor.symmetry.sets import cyclic as cyclic
-    from ncmonitor.symmetry.sets import node_permutations as node_permutations
-    from ncmonitor.symmetry.sets import permutations as permutations
-    from ncmonitor.symmetry.table import read_symmetry as read_symmetry
 
 _NAMES = {
-    "checks": ("check_flow", "check_group", "composition_table"),
-    "flows": ("rotation_flow", "scale_flow", "translation_flow"),
-    "groups": ("Action", "DIGITS", "Flow", "Group"),
-    "images": (
+    "groups.batch_checks": ("check_flow", "check_group", "composition_table"),
+    "groups.flows": ("rotation_flow", "scale_flow", "translation_flow"),
+    "groups.group": ("Action", "DIGITS", "Flow", "Group"),
+    "groups.images": (
         "circular_shifts",
         "dihedral",
         "flips",
@@ -68,7 +67,7 @@ _NAMES = {
         "shifts",
         "subpixel_shifts",
     ),
-    "points": (
+    "groups.points": (
         "cube_rotations",
         "euclidean",
         "orthogonal",
@@ -76,15 +75,14 @@ _NAMES = {
         "point_translation_flow",
         "translations",
     ),
-    "sequences": ("time_shifts",),
-    "sets": ("cyclic", "node_permutations", "permutations"),
+    "groups.sequences": ("time_shifts",),
+    "groups.sets": ("cyclic", "node_permutations", "permutations"),
     "equivariance": ("Equivariance", "fit_equivariance", "group_law"),
     "invariance": ("FeatureInvariance", "PredictionInvariance", "inv_error"),
     "lie": ("LieError", "lie_difference", "lie_jvp"),
-    "measure": ("measure_symmetry",),
+    "network_symmetry": ("measure_symmetry",),
     "orbits": ("OrbitMoments", "OrbitReport", "OrbitSpread", "measure_orbits"),
     "parameters": ("RowMeanLaw", "SgdSettings", "chains", "layer_balance"),
-    "table": ("read_symmetry",),
 }
 _HOME = {name: f"{__name__}.{module}" for module, names in _NAMES.items() for name in names}
 

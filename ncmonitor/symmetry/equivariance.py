@@ -14,10 +14,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ncmonitor._checks import InputError, MeasurementError
-from ncmonitor._tensors import as_tensor, exact_arithmetic
-from ncmonitor.symmetry._pairs import average_beyond_identity, check_pairs
-from ncmonitor.symmetry._principal import Components, Transformed, least_squares
+from ncmonitor.errors import InputError, MeasurementError
+from ncmonitor.inputs.tensors import as_tensor, exact_arithmetic
+from ncmonitor.symmetry.feature_pairs import average_beyond_identity, check_pairs
+from ncmonitor.symmetry.principal_components import Components, Transformed, least_squares
 
 #: Fitted samples per component of the map: fewer would fit noise.
 SAMPLES_PER_COMPONENT: Final = 4

@@ -9,10 +9,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from ncmonitor._checks import InputError, MeasurementError
-from ncmonitor.measure import measure_collapse
+from ncmonitor.errors import InputError, MeasurementError
+from ncmonitor.measurement.measure import measure_collapse
 from ncmonitor.symmetry.equivariance import fit_equivariance
-from ncmonitor.symmetry.groups import IDENTITY, Flow, Group
+from ncmonitor.symmetry.groups.group import IDENTITY, Flow, Group
 from ncmonitor.symmetry.invariance import FeatureInvariance, PredictionInvariance
 from ncmonitor.symmetry.lie import LieError
 from ncmonitor.symmetry.orbits import OrbitReport, measure_orbits

@@ -13,11 +13,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ncmonitor import _tensors
-from ncmonitor._checks import InputError
-from ncmonitor._labels import check_labels
-from ncmonitor._tensors import as_tensor, exact_arithmetic
-from ncmonitor.symmetry._pairs import average_beyond_identity, check_pairs
+from ncmonitor.errors import InputError
+from ncmonitor.inputs import tensors
+from ncmonitor.inputs.labels import check_labels
+from ncmonitor.inputs.tensors import as_tensor, exact_arithmetic
+from ncmonitor.symmetry.feature_pairs import average_beyond_identity, check_pairs
 
 
 class FeatureInvariance:
@@ -64,7 +64,7 @@ class FeatureInvariance:
                 f"before, got {len(features)} of {features.shape[2]}"
             )
         with exact_arithmetic(features.device):
-            size = _tensors.block_rows(features.shape[2])
+            size = tensors.block_rows(features.shape[2])
             for start in range(0, features.shape[1], size):
                 part = slice(start, start + size)
                 self._absorb(features[:, part], None if mask is None else mask[:, part])

@@ -18,9 +18,9 @@ from typing import Any, Final, Self
 import torch
 from torch import Tensor
 
-from ncmonitor import _tensors
-from ncmonitor._checks import InputError
-from ncmonitor._tensors import as_tensor, check_floating, exact_arithmetic
+from ncmonitor.errors import InputError
+from ncmonitor.inputs import tensors
+from ncmonitor.inputs.tensors import as_tensor, check_floating, exact_arithmetic
 
 #: Half a pixel, for shifts in pixels; for angles and scales take what moves the rim that far.
 STEP: Final = 0.5
@@ -68,7 +68,7 @@ class LieError:
                 "expected two outputs of one shape (B, ...), got "
                 f"{tuple(ahead.shape)} and {tuple(back.shape)}"
             )
-        place = _tensors.home(ahead.device)
+        place = tensors.home(ahead.device)
         with exact_arithmetic(place):
             # In float64 the difference of nearly equal outputs is exact.
             slope = (ahead.to(place).double() - back.to(place).double()) / (2 * self.step)

@@ -20,15 +20,15 @@ from typing import Any, Self
 
 import torch
 
-from ncmonitor import _tensors
-from ncmonitor._checks import InputError, MeasurementError
-from ncmonitor._labels import check_labels
-from ncmonitor._tensors import Scratch, as_tensor, exact_arithmetic
-from ncmonitor.geometry import Span
-from ncmonitor.moments import ClassMoments
-from ncmonitor.shape import mean_frame, present_classes
-from ncmonitor.symmetry._orbit_sums import DRAWS, Draws, Orbits, Scatter, orbits_of
-from ncmonitor.symmetry._pairs import check_pairs
+from ncmonitor.errors import InputError, MeasurementError
+from ncmonitor.geometry.vectors import Span
+from ncmonitor.inputs import tensors
+from ncmonitor.inputs.labels import check_labels
+from ncmonitor.inputs.tensors import Scratch, as_tensor, exact_arithmetic
+from ncmonitor.measurement.class_geometry import mean_frame, present_classes
+from ncmonitor.statistics.moments import ClassMoments
+from ncmonitor.symmetry.feature_pairs import check_pairs
+from ncmonitor.symmetry.orbit_sums import DRAWS, Draws, Orbits, Scatter, orbits_of
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class OrbitMoments:
             enough = kept.sum(0) >= min(2, len(features))
             self._dropped = int((~enough).sum())
             features, labels, kept = features[:, enough], labels[enough], kept[:, enough]
-        size = _tensors.block_rows(self.transforms * self.dim)
+        size = tensors.block_rows(self.transforms * self.dim)
         for start in range(0, len(labels), size):
             part = slice(start, start + size)
             some = None if kept is None else kept[:, part]

@@ -16,8 +16,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ncmonitor._checks import InputError
-from ncmonitor._tensors import as_tensor
+from ncmonitor.errors import InputError
+from ncmonitor.inputs.tensors import as_tensor
 
 #: Layers that scale with their input: they may stand between two balanced layers.
 HOMOGENEOUS: tuple[type[nn.Module], ...] = (

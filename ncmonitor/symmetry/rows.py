@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from ncmonitor.history import Row
-
+#: One line of the table, as of the history.
+Row = Mapping[str, "float | int | str"]
 #: Stands for the samples as they are, in place of a group.
 PLAIN: Final = "plain"
 #: Stands for the symmetries of the weights, in place of a group of transforms.

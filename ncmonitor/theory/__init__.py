@@ -7,7 +7,6 @@ generator is passed.
 """
 
 from ncmonitor.theory.frames import orthogonal_frame, simplex_etf
-from ncmonitor.theory.imbalance import ImbalanceFloors, imbalance_floors, seli_floors, seli_grams
 from ncmonitor.theory.many_classes import (
     cosine_std_floor,
     etf_distance_floor,
@@ -22,6 +21,7 @@ from ncmonitor.theory.null import (
     null_nc1_quotient,
     null_vci,
 )
+from ncmonitor.theory.seli import ImbalanceFloors, imbalance_floors, seli_floors, seli_grams
 from ncmonitor.theory.ufm import UfmOptimum, ufm_objective, ufm_optimum
 
 __all__ = [

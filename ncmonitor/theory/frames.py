@@ -8,7 +8,7 @@ from numbers import Integral
 import torch
 from torch import Generator, Tensor
 
-from ncmonitor._checks import InputError
+from ncmonitor.errors import InputError
 
 
 def simplex_etf(num_classes: int, dim: int, *, generator: Generator | None = None) -> Tensor:

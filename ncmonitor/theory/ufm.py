@@ -14,9 +14,9 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
-from ncmonitor._checks import InputError
-from ncmonitor._labels import check_labels
-from ncmonitor._tensors import check_features
+from ncmonitor.errors import InputError
+from ncmonitor.inputs.labels import check_labels
+from ncmonitor.inputs.tensors import check_features
 from ncmonitor.theory.frames import axes, class_basis, whole
 
 Loss = Literal["ce", "mse"]

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ncmonitor._checks import InputError, nearest
-from ncmonitor._words import shown
 from ncmonitor.catalogue import CATALOGUE, MONITORED, hint_of, quantity_of
-from ncmonitor.provenance import read_run
+from ncmonitor.errors import InputError, nearest
+from ncmonitor.monitor.provenance import read_run
+from ncmonitor.monitor.words import shown
+from ncmonitor.watch.followed_history import HistoryTail
 from ncmonitor.watch.frame import DEFAULT, View, frame
-from ncmonitor.watch.run import Pace, find_run, leet_line
 from ncmonitor.watch.screen import Screen, is_terminal, size, write
-from ncmonitor.watch.table import HistoryTail
+from ncmonitor.watch.watched_run import Pace, find_run, leet_line
 
 
 def main(words: Sequence[str]) -> int:

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ncmonitor._verdict import number
-from ncmonitor._words import shown
 from ncmonitor.catalogue import quantity_of
+from ncmonitor.monitor.words import shown
+from ncmonitor.reports.verdict import number
 from ncmonitor.watch.chart import MUTED, SERIES, STROKES, Curve, Scale, chart, tint
-from ncmonitor.watch.run import (
+from ncmonitor.watch.followed_history import HistoryTail
+from ncmonitor.watch.symmetry_line import symmetry_line
+from ncmonitor.watch.watched_run import (
     Pace,
     leet_line,
     phase,
@@ -20,8 +22,6 @@ from ncmonitor.watch.run import (
     title,
     waiting_for,
 )
-from ncmonitor.watch.symmetry import symmetry_line
-from ncmonitor.watch.table import HistoryTail
 
 #: The fit, then NC1 to NC4, one number each.
 DEFAULT: Final = (

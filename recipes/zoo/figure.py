@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
-from ncmonitor._axes import GRID, INK, MUTED, SERIES, SHADE, own_style
-from ncmonitor.recipes.zoo.measure import WHERE, Result
-from ncmonitor.recipes.zoo.theory import EXACT, Theory
+from ncmonitor.plots.style import GRID, INK, MUTED, SERIES, SHADE, own_style
+from ncmonitor.recipes.zoo.predictions import EXACT, Theory
+from ncmonitor.recipes.zoo.zoo_measurement import WHERE, Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,8 +10,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from ncmonitor.recipes.zoo.data import Inputs
-from ncmonitor.recipes.zoo.networks import Network, mean_pool
+from ncmonitor.recipes.zoo.zoo_data import Inputs
+from ncmonitor.recipes.zoo.zoo_networks import Network, mean_pool
 
 INSTALL: Final = "pip install 'ncmonitor[symmetry]' (or: pip install torch_geometric)"
 _WIDTH: Final = 32

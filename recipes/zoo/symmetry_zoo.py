@@ -20,13 +20,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from ncmonitor._checks import InputError, MeasurementError, nearest
-from ncmonitor._words import duration, shown
-from ncmonitor.provenance import RUN_FILE, describe_environment, write_run
-from ncmonitor.recipes.run_folder import Home, new_run_folder
-from ncmonitor.recipes.zoo import geometric, table
-from ncmonitor.recipes.zoo.entries import Entry, chosen, entries
-from ncmonitor.recipes.zoo.measure import Result, one_thread, run, verdicts
+from ncmonitor.errors import InputError, MeasurementError, nearest
+from ncmonitor.monitor.provenance import RUN_FILE, describe_environment, write_run
+from ncmonitor.monitor.words import duration, shown
+from ncmonitor.recipes.fit.run_folder import Home, new_run_folder
+from ncmonitor.recipes.zoo import geometric
+from ncmonitor.recipes.zoo import zoo_table as table
+from ncmonitor.recipes.zoo.zoo_entries import Entry, chosen, entries
+from ncmonitor.recipes.zoo.zoo_measurement import Result, one_thread, run, verdicts
 
 NAME: Final = Path(__file__).stem
 

@@ -19,9 +19,9 @@ from pytorch_lightning.callbacks import (
 from torch import Tensor, nn
 
 from ncmonitor import InputError
-from ncmonitor.callbacks._base import Base
-from ncmonitor.callbacks.averaging import Weights, check_weights, measured_weights
-from ncmonitor.callbacks.clean_pass import evaluating
+from ncmonitor.callbacks.base import Base
+from ncmonitor.callbacks.trainers.averaging import Weights, check_weights, measured_weights
+from ncmonitor.callbacks.trainers.clean_pass import evaluating
 from toys import CLASSES, DIM, Recording, Toy, blobs, train_loader, trainer, val_loader
 
 PROBE = blobs(9, seed=3)[0]

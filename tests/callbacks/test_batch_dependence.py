@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from ncmonitor.callbacks import NeuralCollapse
-from ncmonitor.callbacks._base import Base
-from ncmonitor.callbacks.batch_dependence import check_batch_dependence
-from ncmonitor.callbacks.clean_pass import CleanPass, evaluating
-from ncmonitor.callbacks.precision import PassPrecision
-from ncmonitor.tap import FeatureTap
+from ncmonitor.callbacks.base import Base
+from ncmonitor.callbacks.trainers.batch_dependence import check_batch_dependence
+from ncmonitor.callbacks.trainers.clean_pass import CleanPass, evaluating
+from ncmonitor.callbacks.trainers.precision import PassPrecision
+from ncmonitor.features.tap import FeatureTap
 from toys import trainer
 
 CLASSES = 4

@@ -16,7 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from ncmonitor import InputError
-from ncmonitor.callbacks.batches import check_labels_usable, default_batch_to_xy, run_network
+from ncmonitor.callbacks.trainers.batches import (
+    check_labels_usable,
+    default_batch_to_xy,
+    run_network,
+)
 
 X, X2, Y = torch.randn(4, 6), torch.randn(4, 2), torch.tensor([0, 1, 2, 1])
 IDS, MASK = torch.arange(12).view(4, 3), torch.ones(4, 3, dtype=torch.long)

@@ -24,11 +24,18 @@ from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from ncmonitor import InputError
-from ncmonitor.callbacks import CollapseFigures, NeuralCollapse, figure_gallery, figure_sketch
-from ncmonitor.callbacks.figure_drawing import DEFAULT, FIGURES
-from ncmonitor.callbacks.figure_plan import is_due, planned
-from ncmonitor.callbacks.figure_time import Allowance
-from ncmonitor.snapshot import SNAPSHOT_FILE, Snapshot, read_snapshots, take_snapshot
+from ncmonitor.callbacks import CollapseFigures, NeuralCollapse
+from ncmonitor.callbacks.figures import gallery as figure_gallery
+from ncmonitor.callbacks.figures import snapshot_accumulator as figure_sketch
+from ncmonitor.callbacks.figures.drawing import DEFAULT, FIGURES
+from ncmonitor.callbacks.figures.figure_schedule import is_due, planned
+from ncmonitor.callbacks.figures.time_share import Allowance
+from ncmonitor.monitor.snapshots.snapshot import (
+    SNAPSHOT_FILE,
+    Snapshot,
+    read_snapshots,
+    take_snapshot,
+)
 from toys import (
     Recording,
     Toy,

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import crash_worker
-from ncmonitor.history import HISTORY_FILE, read_history
-from ncmonitor.provenance import read_run
+from ncmonitor.monitor.history import HISTORY_FILE, read_history
+from ncmonitor.monitor.provenance import read_run
 
 pytestmark = pytest.mark.slow  # the fits are short; the imports of their process are not
 

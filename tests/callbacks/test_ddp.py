@@ -18,8 +18,8 @@ from ddp_worker import signs, sorted_loader
 from ncmonitor import CollapseReport, InputError, measure_collapse
 from ncmonitor.callbacks import NeuralCollapse, SymmetryMonitor
 from ncmonitor.catalogue import CATALOGUE
-from ncmonitor.history import read_history
-from ncmonitor.symmetry.table import read_symmetry
+from ncmonitor.monitor.history import read_history
+from ncmonitor.monitor.symmetry_table import read_symmetry
 from toys import Toy, TrainOnly, blobs, train_loader, trainer, val_blobs, val_loader
 
 WORKER = Path(__file__).parent.parent / "ddp_worker.py"

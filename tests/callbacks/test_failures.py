@@ -21,9 +21,10 @@ from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from ncmonitor import InputError, history
+from ncmonitor import InputError
 from ncmonitor.callbacks import NeuralCollapse, run_log
-from ncmonitor.history import read_history
+from ncmonitor.monitor import history
+from ncmonitor.monitor.history import read_history
 from toys import Recording, Toy, TrainOnly, blobs, train_loader, trainer, val_loader
 
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ncmonitor import InputError, measure_collapse
 from ncmonitor.callbacks import NeuralCollapse, SymmetryMonitor
-from ncmonitor.provenance import read_run
+from ncmonitor.monitor.provenance import read_run
 
 CLASSES, DIM, INPUTS = 5, 32, 20
 

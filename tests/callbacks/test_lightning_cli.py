@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ncmonitor.callbacks import NeuralCollapse
-from ncmonitor.history import read_history
+from ncmonitor.monitor.history import read_history
 from toys import blobs, val_blobs
 
 pytestmark = [

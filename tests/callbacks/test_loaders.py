@@ -30,7 +30,7 @@ from torch.utils.data import (
 )
 
 from ncmonitor import InputError
-from ncmonitor.callbacks.loaders import (
+from ncmonitor.callbacks.trainers.loaders import (
     FirstBatches,
     choose,
     clean_loader,
@@ -39,7 +39,7 @@ from ncmonitor.callbacks.loaders import (
     size_of,
     warn_streams_per_rank,
 )
-from ncmonitor.callbacks.variation import varies
+from ncmonitor.callbacks.trainers.variation import varies
 
 EVERY = list(range(10))
 

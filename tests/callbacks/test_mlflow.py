@@ -11,7 +11,7 @@ import pytest
 from pytorch_lightning.loggers import MLFlowLogger
 
 from ncmonitor.callbacks import CollapseFigures, NeuralCollapse
-from ncmonitor.keys import keys_of, log_values
+from ncmonitor.monitor.log_keys import keys_of, log_values
 from toys import Toy, train_loader, trainer, val_loader
 
 pytest.importorskip("mlflow")

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ncmonitor import InputError
 from ncmonitor.callbacks import NeuralCollapse
-from ncmonitor.callbacks.monitors import check_monitors, monitors_of
+from ncmonitor.callbacks.trainers.monitored_keys import check_monitors, monitors_of
 from toys import blobs
 
 PACKAGES = ["pytorch_lightning", "lightning.pytorch"]

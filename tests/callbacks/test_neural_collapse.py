@@ -24,11 +24,12 @@ from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset
 
-from ncmonitor import InputError, history, measure_collapse
+from ncmonitor import InputError, measure_collapse
 from ncmonitor.callbacks import NeuralCollapse, run_log
 from ncmonitor.catalogue import CATALOGUE, FIT_NAMES, METRIC_NAMES, PHASE_NAMES
-from ncmonitor.history import COLUMNS, read_history
-from ncmonitor.provenance import read_run
+from ncmonitor.monitor import history
+from ncmonitor.monitor.history import COLUMNS, read_history
+from ncmonitor.monitor.provenance import read_run
 from toys import (
     CLASSES,
     Recording,

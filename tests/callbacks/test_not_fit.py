@@ -35,10 +35,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ncmonitor import InputError, measure_collapse
 from ncmonitor.callbacks import CollapseFigures, NeuralCollapse, SymmetryMonitor, TerminalPhase
-from ncmonitor.history import read_history
-from ncmonitor.recipes.randomness import Randomness
+from ncmonitor.monitor.history import read_history
+from ncmonitor.monitor.symmetry_table import read_symmetry
+from ncmonitor.recipes.fit.random_state import Randomness
 from ncmonitor.symmetry import Action, Group
-from ncmonitor.symmetry.table import read_symmetry
 from toys import Recording, Toy, TrainOnly, blobs, train_loader, trainer, val_blobs, val_loader
 
 pytestmark = [

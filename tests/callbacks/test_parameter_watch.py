@@ -14,8 +14,8 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss, one_hot
 
-from ncmonitor.callbacks._base import Base
-from ncmonitor.callbacks.parameter_watch import ParameterWatch
+from ncmonitor.callbacks.base import Base
+from ncmonitor.callbacks.symmetry.parameter_watch import ParameterWatch
 from ncmonitor.symmetry.parameters import layer_balance
 from toys import CLASSES, TrainOnly, train_loader, trainer
 

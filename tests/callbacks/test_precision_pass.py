@@ -24,9 +24,9 @@ from pytorch_lightning.plugins.precision import (
 from torch import Tensor, nn
 
 from ncmonitor import InputError
-from ncmonitor.callbacks._base import Base
-from ncmonitor.callbacks.clean_pass import evaluating
-from ncmonitor.callbacks.precision import PassPrecision, check_precision
+from ncmonitor.callbacks.base import Base
+from ncmonitor.callbacks.trainers.clean_pass import evaluating
+from ncmonitor.callbacks.trainers.precision import PassPrecision, check_precision
 from toys import CLASSES, DIM, Recording, Toy, blobs, train_loader, trainer, val_loader
 
 PROBE, LABELS = blobs(9, seed=3)

@@ -17,8 +17,8 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm as OtherTqdm
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from torch.utils.data import DataLoader
 
-from ncmonitor.callbacks import progress
-from ncmonitor.callbacks.progress import Overhead, measuring
+from ncmonitor.callbacks.trainers import progress
+from ncmonitor.callbacks.trainers.progress import Overhead, measuring
 
 BARS = ["RichProgressBar", "TQDMProgressBar"]
 DISTRIBUTIONS: list[Any] = [pytorch_lightning, lightning.pytorch]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from ncmonitor.callbacks.variation import varies
+from ncmonitor.callbacks.trainers.variation import varies
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

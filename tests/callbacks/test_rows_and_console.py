@@ -9,11 +9,11 @@ import pytest
 
 from cases import BY_NAME
 from ncmonitor import CollapseReport, measure_collapse
-from ncmonitor.callbacks.console import HEADER, console_lines
-from ncmonitor.callbacks.rows import history_row, log_key, log_values, names_of
-from ncmonitor.callbacks.wandb_axes import define_axes, is_wandb, record_measurement
 from ncmonitor.catalogue import CATALOGUE, FIT_NAMES, METRIC_NAMES, METRICS, PHASE_NAMES
-from ncmonitor.history import COLUMNS, history_frame
+from ncmonitor.monitor.console import HEADER, console_lines
+from ncmonitor.monitor.history import COLUMNS, history_frame
+from ncmonitor.monitor.history_rows import history_row, log_key, log_values, names_of
+from ncmonitor.wandb_tools.axes import define_axes, is_wandb, record_measurement
 
 ONLY_TRAIN = {q.name for q in METRICS if q.once} | set(PHASE_NAMES)
 PHASE = {name: float(i) for i, name in enumerate(PHASE_NAMES)}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ncmonitor import InputError
-from ncmonitor.callbacks.schedule import PAPYAN_EPOCHS, scheduled_epochs
+from ncmonitor.monitor.schedule import PAPYAN_EPOCHS, scheduled_epochs
 
 
 @pytest.mark.parametrize("max_epochs", [1, 350, None, -1])

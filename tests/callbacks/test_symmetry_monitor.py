@@ -21,9 +21,9 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import reference_symmetry as naive
 from ncmonitor import InputError
 from ncmonitor.callbacks import NeuralCollapse, SymmetryMonitor
+from ncmonitor.monitor.symmetry_table import read_symmetry, symmetry_frame
 from ncmonitor.symmetry import Action, Group, circular_shifts
 from ncmonitor.symmetry.rows import COLUMNS, NUMBERS
-from ncmonitor.symmetry.table import read_symmetry, symmetry_frame
 from toys import CLASSES, Recording, Toy, TrainOnly, blobs, trainer, val_loader
 from wandb_files import definitions, offline_run, records, summary
 
@@ -545,7 +545,7 @@ def test_averaged_weights_are_not_held_against_the_law() -> None:
 
 
 def test_much_memory_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ncmonitor.callbacks.symmetry_measurement._MUCH", 10_000)
+    monkeypatch.setattr("ncmonitor.callbacks.symmetry.trainer_symmetry._MUCH", 10_000)
     with pytest.warns(UserWarning, match="2 passes over 2000 samples .* GiB of host memory"):
         fitted(watch(), max_epochs=1)
 

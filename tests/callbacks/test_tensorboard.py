@@ -9,9 +9,9 @@ import pytest
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from ncmonitor.callbacks import NeuralCollapse
-from ncmonitor.callbacks.tensorboard_layout import TITLES, layout
+from ncmonitor.callbacks.loggers.tensorboard_layout import TITLES, layout
 from ncmonitor.catalogue import GROUPS, METRIC_NAMES
-from ncmonitor.keys import keys_of, log_values
+from ncmonitor.monitor.log_keys import keys_of, log_values
 from toys import Toy, train_loader, trainer, val_loader
 
 events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from ncmonitor import InputError
 from ncmonitor.callbacks import NeuralCollapse
-from ncmonitor.callbacks.rows import Row
 from ncmonitor.callbacks.terminal_phase import TerminalPhase
 from ncmonitor.callbacks.terminal_rules import PhaseRules
+from ncmonitor.monitor.history_rows import Row
 from toys import CLASSES, Toy, TrainOnly, blobs, train_loader, trainer, val_loader
 
 

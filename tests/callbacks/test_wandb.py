@@ -14,10 +14,10 @@ import torch
 from pytorch_lightning.loggers import WandbLogger
 
 import ncmonitor
-from ncmonitor._checks import InputError
 from ncmonitor.callbacks import NeuralCollapse
-from ncmonitor.callbacks.wandb_runs import continue_run, wandb_id
+from ncmonitor.callbacks.loggers.wandb_runs import continue_run, wandb_id
 from ncmonitor.catalogue import CATALOGUE, FIT_NAMES, METRIC_NAMES, PHASE_NAMES
+from ncmonitor.errors import InputError
 from toys import CLASSES, Toy, train_loader, trainer, val_loader
 from wandb_files import definitions, offline_run, records, summary
 

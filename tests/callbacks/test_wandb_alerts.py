@@ -11,9 +11,9 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import CSVLogger, WandbLogger
 
-from ncmonitor._checks import InputError
 from ncmonitor.callbacks import NeuralCollapse
-from ncmonitor.callbacks.alerts import WandbAlerts
+from ncmonitor.callbacks.loggers.alerts import WandbAlerts
+from ncmonitor.errors import InputError
 from toys import Toy, train_loader, trainer, val_loader
 from wandb_files import offline_run, records
 

@@ -21,7 +21,7 @@ from ncmonitor.recipes.data import (
     STL10Data,
     SVHNData,
 )
-from ncmonitor.recipes.datamodule import ImageData
+from ncmonitor.recipes.data.datamodule import ImageData
 from toys import trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")

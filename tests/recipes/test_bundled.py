@@ -20,7 +20,7 @@ from ncmonitor.recipes.bundled import (
     recipes,
     table,
 )
-from ncmonitor.recipes.fit import main
+from ncmonitor.recipes.fit.command import main
 
 CLAIM = """\
 # Title.

@@ -165,7 +165,8 @@ def test_the_command_takes_every_switch(
     config.write_text(
         "trainer: {fast_dev_run: true, accelerator: cpu, logger: false}\n"
         "model: {class_path: ncmonitor.recipes.module.ImageClassifier, init_args: {network: "
-        "{class_path: ncmonitor.recipes.models.MLP, init_args: {inputs: 3072, hidden: [8]}}}}\n"
+        "{class_path: ncmonitor.recipes.networks.image_networks.MLP, "
+        "init_args: {inputs: 3072, hidden: [8]}}}}\n"
     )
     assert main(["fit", "--config", str(config), *words]) == 0
     assert main(["fit", "--config", str(config), *words, "--data.normalize", "chan"]) != 0

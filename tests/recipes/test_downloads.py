@@ -20,8 +20,8 @@ from ncmonitor.recipes.data import (
     STL10Data,
     SVHNData,
 )
-from ncmonitor.recipes.datamodule import TorchvisionData
-from ncmonitor.recipes.downloads import default_root
+from ncmonitor.recipes.data.datamodule import TorchvisionData
+from ncmonitor.recipes.data.downloads import default_root
 
 KINDS: list[type[TorchvisionData]] = [
     MNISTData,
@@ -187,7 +187,7 @@ def test_data_in_a_folder_that_cannot_be_written_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image_sets.write("CIFAR10", tmp_path, monkeypatch)
-    monkeypatch.setattr("ncmonitor.recipes.downloads._check_writable", pytest.fail)
+    monkeypatch.setattr("ncmonitor.recipes.data.downloads._check_writable", pytest.fail)
     CIFAR10Data(root=tmp_path).prepare_data()
 
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from cases import seeded
 from ncmonitor import FeatureTap, InputError
-from ncmonitor.recipes.equivariant import P4Conv, P4Lift, P4Net, P4Pool, quarter_turned
-from ncmonitor.recipes.models import ConvNet
+from ncmonitor.recipes.networks.equivariant import P4Conv, P4Lift, P4Net, P4Pool, quarter_turned
+from ncmonitor.recipes.networks.image_networks import ConvNet
 from ncmonitor.symmetry import composition_table, rotations90
 
 TURNS = (1, 2, 3)

@@ -16,11 +16,11 @@ import yaml
 
 from ncmonitor.catalogue import METRIC_NAMES
 from ncmonitor.cli import main
-from ncmonitor.expected import closing
-from ncmonitor.history import read_history
+from ncmonitor.monitor.history import read_history
 from ncmonitor.recipes.bundled import all_recipes
-from ncmonitor.recipes.models import MLP
 from ncmonitor.recipes.module import ImageClassifier
+from ncmonitor.recipes.networks.image_networks import MLP
+from ncmonitor.reports.expected import closing
 
 pytestmark = pytest.mark.filterwarnings(
     # LightningCLI 2.6 calls jsonargparse by names that its version 4.49 has retired.
@@ -228,7 +228,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(fit: Fit, tmp_path: Path) 
 def test_two_runs_of_one_second_get_two_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ncmonitor.recipes.run_folder import new_run_folder
+    from ncmonitor.recipes.fit.run_folder import new_run_folder
 
     monkeypatch.chdir(tmp_path)
     made = {new_run_folder("digits", "seed0") for _ in range(5)}

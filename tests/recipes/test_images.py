@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from ncmonitor import InputError
-from ncmonitor.recipes.images import (
+from ncmonitor.recipes.data.image_samples import (
     ImageFiles,
     ImageTensors,
     Scaling,
@@ -83,7 +83,7 @@ def test_undoing_the_scaling_gives_the_pixels_back(dtype: torch.dtype) -> None:
 def test_pixel_moments_are_those_of_every_pixel_and_constant_pixels_become_zero(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ncmonitor.recipes.images._CHUNK", 7)
+    monkeypatch.setattr("ncmonitor.recipes.data.image_samples._CHUNK", 7)
     images = noise(50)
     images[:, :, 0, 0] = 9
     scaling = pixel_moments(images)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from cases import seeded
 from ncmonitor import InputError, measure_collapse
 from ncmonitor.recipes.losses import make_loss, ridge
-from ncmonitor.recipes.models import MLP
+from ncmonitor.recipes.networks.image_networks import MLP
 
 K, DIM, PER_CLASS = 4, 6, 15
 PARTS = ("mse_l_nc1", "mse_l_nc23", "mse_l_perp")

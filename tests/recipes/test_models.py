@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cases import seeded
 from ncmonitor import FeatureTap, InputError
-from ncmonitor.recipes.models import NETWORKS, ConvNet, network
+from ncmonitor.recipes.networks.image_networks import NETWORKS, ConvNet, network
 
 # The data of the paper, and the quick recipes: name, channels, image size, classes, features.
 SMALL = [

@@ -16,8 +16,8 @@ from cases import seeded
 from ncmonitor import InputError
 from ncmonitor.callbacks import NeuralCollapse
 from ncmonitor.recipes.losses import make_loss
-from ncmonitor.recipes.models import MLP
 from ncmonitor.recipes.module import ImageClassifier
+from ncmonitor.recipes.networks.image_networks import MLP
 
 
 def test_mlp_has_the_stated_layers() -> None:

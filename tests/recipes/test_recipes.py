@@ -15,13 +15,13 @@ import yaml
 
 import image_sets
 from ncmonitor.cli import main
-from ncmonitor.history import read_history
+from ncmonitor.monitor.history import read_history
 from ncmonitor.recipes import data as data_modules
 from ncmonitor.recipes.bundled import recipes
-from ncmonitor.recipes.datamodule import ImageData, TorchvisionData
+from ncmonitor.recipes.data.datamodule import ImageData, TorchvisionData
+from ncmonitor.recipes.free_features import UnconstrainedFeatures
 from ncmonitor.recipes.losses import ridge
 from ncmonitor.recipes.module import ImageClassifier
-from ncmonitor.recipes.ufm import UnconstrainedFeatures
 
 pytestmark = pytest.mark.filterwarnings(
     # LightningCLI 2.6 calls jsonargparse by names that its version 4.49 has retired.

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from ncmonitor._expect import Expectation
 from ncmonitor.catalogue import CATALOGUE
 from ncmonitor.recipes.bundled import recipes
-from ncmonitor.recipes.fit import main
+from ncmonitor.recipes.fit.command import main
+from ncmonitor.reports.expect import Expectation
 from recipe_results import COLUMNS, PAGE, RESULTS, RUNS, known_runs, with_tables
 
 RUN_HERE = {"digits", "mnist_quick", "cifar10_quick", "ufm", "imbalanced", "random_labels"}

@@ -22,12 +22,12 @@ import pytest
 import torch
 import yaml
 
-from ncmonitor._checks import InputError
-from ncmonitor.history import Row, read_history, start_history
-from ncmonitor.provenance import read_run, write_run
-from ncmonitor.recipes.randomness import Randomness
-from ncmonitor.recipes.resume import check_same_options, run_to_resume
-from ncmonitor.recipes.run_folder import holding
+from ncmonitor.errors import InputError
+from ncmonitor.monitor.history import Row, read_history, start_history
+from ncmonitor.monitor.provenance import read_run, write_run
+from ncmonitor.recipes.fit.random_state import Randomness
+from ncmonitor.recipes.fit.resume import check_same_options, run_to_resume
+from ncmonitor.recipes.fit.run_folder import holding
 
 ROOT = Path(__file__).resolve().parents[2]
 DIES = """
@@ -359,7 +359,7 @@ def run(command: Command, log: Path, *, plain: bool) -> int:
             os.dup2(file.fileno(), 2)
         os.environ |= {"DIE": command.die, "BY": command.by}
         if plain:
-            mock.patch("ncmonitor.html.write_report", plain_pages.write_report).start()
+            mock.patch("ncmonitor.reports.run_page.write_report", plain_pages.write_report).start()
         sys.argv = ["ncmonitor", "fit", *command.words]
         status = main(sys.argv[1:])
     except SystemExit as stop:  # Ctrl-C
@@ -372,9 +372,6 @@ def run(command: Command, log: Path, *, plain: bool) -> int:
 
 if __name__ == "__main__":
     import sklearn.datasets  # noqa: F401 - once for all, as the next two
-
-    import ncmonitor.html
-    import ncmonitor.recipes.fit  # noqa: F401
 
     os.chdir(sys.argv[1])
     for name, command in json.load(sys.stdin).items():

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from ncmonitor.cli import main
-from ncmonitor.provenance import read_run
+from ncmonitor.monitor.provenance import read_run
 
 pytestmark = pytest.mark.filterwarnings(
     # LightningCLI 2.6 calls jsonargparse by names that its version 4.49 has retired.

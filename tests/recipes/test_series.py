@@ -18,10 +18,10 @@ import torch
 import yaml
 
 from ncmonitor.cli import main
-from ncmonitor.history import read_history
-from ncmonitor.provenance import read_run
-from ncmonitor.recipes import series as module
-from ncmonitor.symmetry.table import read_symmetry
+from ncmonitor.monitor.history import read_history
+from ncmonitor.monitor.provenance import read_run
+from ncmonitor.monitor.symmetry_table import read_symmetry
+from ncmonitor.recipes.fit import series as module
 from plain_pages import write_report
 
 pytestmark = pytest.mark.filterwarnings(
@@ -93,7 +93,9 @@ def group(here: Path) -> Path:
 def test_each_seed_has_a_run_of_its_own_and_one_page_compares_them(
     fit: Fit, children: Children, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ncmonitor.html.write_report", write_report)  # but a true comparison
+    monkeypatch.setattr(
+        "ncmonitor.reports.run_page.write_report", write_report
+    )  # but a true comparison
     status, out, _ = fit(*SHORT, "--seeds", "2", "--seed_everything", "5")
     assert status == 0
     folder = group(tmp_path)
@@ -168,12 +170,12 @@ def test_a_failed_seed_is_named_and_the_others_are_compared(
 def test_a_comparison_that_fails_leaves_the_runs_and_says_so(
     fit: Fit, children: Children, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ncmonitor.compare
+    import ncmonitor.reports.comparison
 
     def fail(*_: Any, **__: Any) -> Path:
         raise OSError("no space")
 
-    monkeypatch.setattr(ncmonitor.compare, "write_comparison", fail)
+    monkeypatch.setattr(ncmonitor.reports.comparison, "write_comparison", fail)
     with pytest.warns(UserWarning, match="no comparison: OSError: no space"):
         status, out, _ = fit(*SHORT, "--seeds", "1")
     assert status == 0
@@ -337,7 +339,9 @@ def test_ways_are_resumed_where_they_were_interrupted(
 def test_the_comparison_names_the_ways_and_sets_orbits_beside_classes(
     fit: Fit, children: Children, tmp_path: Path, digits_ways: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ncmonitor.html.write_report", write_report)  # but a true comparison
+    monkeypatch.setattr(
+        "ncmonitor.reports.run_page.write_report", write_report
+    )  # but a true comparison
     monkeypatch.setattr(sys, "argv", ["ncmonitor", "fit", "digits_ways"])  # what runs record
     Path(digits_ways).write_text(OWN.replace("accelerator: cpu}", SYMMETRY))
     status, out, err = fit("--config", digits_ways, "--seeds", "2")

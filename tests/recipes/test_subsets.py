@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ncmonitor import InputError
-from ncmonitor.recipes.subsets import Relabelling, Selection, class_sizes, shares
+from ncmonitor.recipes.data.subsets import Relabelling, Selection, class_sizes, shares
 
 COUNTS = torch.tensor([40, 55, 30, 75])
 K = len(COUNTS)

@@ -14,7 +14,7 @@ import yaml
 
 from ncmonitor.cli import main
 from ncmonitor.recipes.bundled import SWEEPS, recipes
-from ncmonitor.recipes.datamodule import ImageData
+from ncmonitor.recipes.data.datamodule import ImageData
 
 ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:  # bare `pytest`, unlike `python -m pytest`, leaves it out

@@ -19,7 +19,7 @@ from ncmonitor.recipes.data import (
     STL10Data,
     SVHNData,
 )
-from ncmonitor.recipes.datamodule import TorchvisionData
+from ncmonitor.recipes.data.datamodule import TorchvisionData
 
 IN_MEMORY: list[type[TorchvisionData]] = [
     MNISTData,

@@ -19,9 +19,9 @@ from cases import seeded
 from ncmonitor import InputError
 from ncmonitor.callbacks import NeuralCollapse
 from ncmonitor.cli import main
-from ncmonitor.history import read_history
-from ncmonitor.recipes.ufm import SampleIndices, UnconstrainedFeatures
-from ncmonitor.recipes.ufm_theory import lower_bound, seli_limit
+from ncmonitor.monitor.history import read_history
+from ncmonitor.recipes.free_features import SampleIndices, UnconstrainedFeatures
+from ncmonitor.recipes.free_features_theory import lower_bound, seli_limit
 from ncmonitor.theory import seli_floors, ufm_objective, ufm_optimum
 from toys import trainer
 

@@ -11,9 +11,9 @@ import yaml
 
 from ncmonitor import InputError
 from ncmonitor.cli import main
-from ncmonitor.provenance import read_run
+from ncmonitor.monitor.provenance import read_run
 from ncmonitor.recipes.bundled import recipes
-from ncmonitor.recipes.ways import read_ways, words_of_ways
+from ncmonitor.recipes.fit.variants import read_ways, words_of_ways
 
 pytestmark = pytest.mark.filterwarnings(
     # LightningCLI 2.6 calls jsonargparse by names that its version 4.49 has retired.

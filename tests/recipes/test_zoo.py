@@ -10,11 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ncmonitor.recipes.zoo import data, geometric, groups, networks
-from ncmonitor.recipes.zoo.data import Inputs, taken
-from ncmonitor.recipes.zoo.entries import Entry, entries
-from ncmonitor.recipes.zoo.measure import Result, Trained, measure, run, train, verdicts
-from ncmonitor.recipes.zoo.theory import EXACT, Claim, Theory, agrees
+from ncmonitor.recipes.zoo import geometric
+from ncmonitor.recipes.zoo import zoo_data as data
+from ncmonitor.recipes.zoo import zoo_groups as groups
+from ncmonitor.recipes.zoo import zoo_networks as networks
+from ncmonitor.recipes.zoo.predictions import EXACT, Claim, Theory, agrees
+from ncmonitor.recipes.zoo.zoo_data import Inputs, taken
+from ncmonitor.recipes.zoo.zoo_entries import Entry, entries
+from ncmonitor.recipes.zoo.zoo_measurement import Result, Trained, measure, run, train, verdicts
 from ncmonitor.symmetry import check_group, circular_shifts, rotations90
 
 KNOWN = entries()

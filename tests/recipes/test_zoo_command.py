@@ -16,15 +16,16 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from ncmonitor import InputError
-from ncmonitor._checks import MeasurementError
 from ncmonitor.cli import main
-from ncmonitor.provenance import read_run
+from ncmonitor.errors import MeasurementError
+from ncmonitor.monitor.provenance import read_run
 from ncmonitor.recipes.bundled import STUDIES, all_recipes, studies
-from ncmonitor.recipes.zoo import geometric, symmetry_zoo, table
-from ncmonitor.recipes.zoo.entries import Entry, chosen, entries
+from ncmonitor.recipes.zoo import geometric, symmetry_zoo
+from ncmonitor.recipes.zoo import zoo_table as table
 from ncmonitor.recipes.zoo.figure import draw
-from ncmonitor.recipes.zoo.measure import Result, Trained, verdicts
-from ncmonitor.recipes.zoo.theory import Theory
+from ncmonitor.recipes.zoo.predictions import Theory
+from ncmonitor.recipes.zoo.zoo_entries import Entry, chosen, entries
+from ncmonitor.recipes.zoo.zoo_measurement import Result, Trained, verdicts
 
 KNOWN = entries()
 Zoo = Callable[..., tuple[int, str, str]]

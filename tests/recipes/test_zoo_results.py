@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from ncmonitor.recipes.zoo.entries import entries
-from ncmonitor.recipes.zoo.table import CSV_FILE, PICTURE_FILE
-from ncmonitor.recipes.zoo.theory import Theory
+from ncmonitor.recipes.zoo.predictions import Theory
+from ncmonitor.recipes.zoo.zoo_entries import entries
+from ncmonitor.recipes.zoo.zoo_table import CSV_FILE, PICTURE_FILE
 from recipe_results import PAGE
 from zoo_results import ZOO, with_zoo
 

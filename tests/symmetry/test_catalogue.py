@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from ncmonitor import InputError
-from ncmonitor._catalogue_text import explain, overview
 from ncmonitor.callbacks import NeuralCollapse, WandbAlerts
 from ncmonitor.catalogue import (
     CATALOGUE,
@@ -19,6 +18,7 @@ from ncmonitor.catalogue import (
     chosen,
     quantity_of,
 )
+from ncmonitor.catalogue.text import explain, overview
 from ncmonitor.symmetry.invariance import PredictionInvariance
 from ncmonitor.symmetry.rows import NUMBERS
 

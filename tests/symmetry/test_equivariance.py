@@ -12,7 +12,7 @@ from torch.testing import assert_close
 import reference_symmetry as naive
 from cases import seeded
 from ncmonitor import InputError
-from ncmonitor._checks import MeasurementError
+from ncmonitor.errors import MeasurementError
 from ncmonitor.symmetry.equivariance import Equivariance, fit_equivariance, group_law
 
 F64 = torch.float64

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cases import seeded
 from ncmonitor import InputError, measure_collapse
-from ncmonitor._checks import MeasurementError
+from ncmonitor.errors import MeasurementError
 from ncmonitor.symmetry import (
     Action,
     Group,
@@ -25,9 +25,9 @@ from ncmonitor.symmetry import (
     time_shifts,
     translation_flow,
 )
-from ncmonitor.symmetry.answers import Answers
-from ncmonitor.symmetry.builders import groups_of
 from ncmonitor.symmetry.group_numbers import group_values
+from ncmonitor.symmetry.groups.builders import groups_of
+from ncmonitor.symmetry.transformed_outputs import Answers
 
 
 def images(samples: int = 24, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 import reference_symmetry as naive
 from cases import seeded
 from ncmonitor import InputError, measure_collapse
-from ncmonitor._checks import MeasurementError
+from ncmonitor.errors import MeasurementError
 from ncmonitor.symmetry.orbits import OrbitMoments, OrbitReport, measure_orbits
 
 F64 = torch.float64

@@ -11,9 +11,14 @@ import pytest
 
 from ncmonitor import InputError
 from ncmonitor.catalogue import CATALOGUE
-from ncmonitor.history import append_history, start_history
+from ncmonitor.monitor.history import append_history, start_history
+from ncmonitor.monitor.symmetry_table import (
+    SYMMETRY_FILE,
+    SYMMETRY_KEYS,
+    read_symmetry,
+    symmetry_frame,
+)
 from ncmonitor.symmetry.rows import COLUMNS, KEYS, NUMBERS
-from ncmonitor.symmetry.table import SYMMETRY_FILE, SYMMETRY_KEYS, read_symmetry, symmetry_frame
 from symmetries import symmetry_rows
 
 ROWS = symmetry_rows([0, 1, 5], layers=("body.2",))

@@ -1,0 +1,188 @@
+"""How streams of features are measured: look, agree, look again, agree, report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ncmonitor.errors import InputError
+from ncmonitor.inputs.tensors import as_tensor
+from ncmonitor.measurement.evaluation import Evaluation
+from ncmonitor.measurement.report import CollapseReport
+from ncmonitor.measurement.settings import Settings
+from ncmonitor.measurement.shuffled_labels import only_for, permuted, relabelled
+from ncmonitor.statistics.accumulators import Maker
+from ncmonitor.statistics.classifier import Classifier
+from ncmonitor.statistics.feature_cache import Entry, FeatureBank
+from ncmonitor.statistics.moments import ClassMoments
+from ncmonitor.statistics.passes import FirstLook
+from ncmonitor.statistics.process_group import ALONE, Alone
+from ncmonitor.statistics.source_checks import check_first, check_rereadable, check_same
+
+Batch = Sequence[Any]
+
+
+@dataclass
+class Study:
+    """One stream of features and labels on its way to a report.
+
+    Attributes:
+        num_classes: Number of classes K.
+        classifier: The last linear layer; ``None`` for features alone.
+        settings: What to compute.
+        bank: Keeps the features between the looks.
+        reference: Moments whose class means decide the nearest class; ``None``: the stream's own.
+        makers: Of what else is to see every feature, beside the metrics; not of shuffled labels.
+        first: The first look: of this rank's share, and of all once they have met.
+    """
+
+    num_classes: int
+    classifier: Classifier | None
+    settings: Settings
+    bank: FeatureBank
+    reference: ClassMoments | None = None
+    makers: Sequence[Maker] = ()
+    first: FirstLook = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Start the first look."""
+        self.first = self.look()
+        self._share = self.first
+
+    def look(self) -> FirstLook:
+        """Return a fresh first look."""
+        return FirstLook(self.num_classes, self.classifier, self.settings.ignore_index)
+
+    def take(self, batch: Batch) -> None:
+        """Take a batch into the first look, and keep it while there is room."""
+        self.bank.add(*_seen(batch, self.first))
+
+    def meet(self, ranks: Alone) -> None:
+        """Join the first looks of all ranks."""
+        self.first = self._share.over(ranks)
+
+    def evaluate(self, first: FirstLook, makers: Sequence[Maker] = ()) -> Evaluation:
+        """Return what is left to do, after a first look."""
+        check_first(first, self.reference)
+        return Evaluation(first, self.reference, self.settings, makers)
+
+    def check_same(self, again: FirstLook) -> None:
+        """Raise unless a second reading gave what the first one did."""
+        check_same(self._share, again, self.bank.budget.needed)
+
+
+def run(
+    studies: Sequence[Study],
+    batches: Iterable[Sequence[Batch]],
+    ranks: Alone = ALONE,
+    null_seed: int | None = None,
+) -> list[CollapseReport]:
+    """Measure several streams that come side by side, such as the layers of one network.
+
+    Args:
+        studies: One for each stream, with one budget of memory.
+        batches: Re-iterable; gives a batch for each of the streams at a time.
+        ranks: Those that measure together, each its own share of the samples.
+        null_seed: Also measure the first stream with labels shuffled by this seed.
+
+    Returns:
+        A report for each stream, the same on every rank.
+
+    Raises:
+        InputError: If the streams cannot be measured; on every rank, if one of them fails.
+    """
+    with ranks.together():
+        for parts in batches:
+            for study, part in zip(studies, parts, strict=True):
+                study.take(part)
+    for study in studies:
+        study.meet(ranks)
+    budget = studies[0].bank.budget
+    with ranks.together():
+        after = [study.evaluate(study.first, study.makers) for study in studies]
+        if not budget.enough:
+            check_rereadable(batches, budget, times=2 if null_seed is None else 4)
+        for entries in _again(studies, batches):
+            for evaluation, entry in zip(after, entries, strict=True):
+                evaluation.second.update(*entry)
+    for evaluation in after:
+        evaluation.second.meet(ranks)
+    reports = [evaluation.report() for evaluation in after]
+    if null_seed is not None:
+        null = _null(studies[0], batches, ranks, null_seed)
+        reports[0] = replace(reports[0], shuffle=only_for(null_seed, null))
+    return reports
+
+
+def _again(
+    studies: Sequence[Study], batches: Iterable[Sequence[Batch]]
+) -> Iterator[Sequence[Entry]]:
+    """Iterate over the streams once more: from memory, or by reading them again."""
+    if studies[0].bank.budget.enough:
+        yield from zip(*(study.bank for study in studies), strict=True)
+        return
+    looks = [study.look() for study in studies]
+    for parts in batches:
+        # Streams that are not asked for come after those that are.
+        yield [_seen(part, look) for part, look in zip(parts, looks, strict=False)]
+    for study, look in zip(studies, looks, strict=True):
+        study.check_same(look)
+
+
+def _null(
+    study: Study, batches: Iterable[Sequence[Batch]], ranks: Alone, seed: int
+) -> CollapseReport | Exception:
+    """Return the report of shuffled labels; a null that fails must not take the rest with it."""
+
+    def entries() -> Iterator[Entry]:
+        for [entry] in _again([study], batches):
+            yield entry
+
+    labels = study.bank.labels
+    try:
+        shuffled = permuted(labels, study.num_classes, seed, ranks)
+        with ranks.together():
+            look, again = relabelled(study.look(), entries, labels, shuffled)
+        look = look.over(ranks)
+        with ranks.together():
+            evaluation = study.evaluate(look)
+            for entry in again:
+                evaluation.second.update(*entry)
+        evaluation.second.meet(ranks)
+        return evaluation.report()
+    except Exception as error:
+        return error
+
+
+def _seen(batch: Batch, look: FirstLook) -> Entry:
+    if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+        kind = type(batch).__name__
+        size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+        raise InputError(
+            "expected batches of (features, labels) or (features, labels, logits), "
+            f"got a {kind}{size}"
+        )
+    features, labels, *logits = map(as_tensor, batch)
+    return look.update(features, labels, *logits)
+
+
+class Single:
+    """Batches of one stream, as a stream side by side with no other.
+
+    Args:
+        batches: Re-iterable, or to be read once.
+    """
+
+    def __init__(self, batches: Iterable[Batch]) -> None:
+        self.batches = batches
+
+    @property
+    def once(self) -> bool:
+        """Whether they can be read only once."""
+        return isinstance(self.batches, Iterator)
+
+    def __iter__(self) -> Iterator[tuple[Batch]]:
+        """Iterate over the batches."""
+        for batch in self.batches:
+            yield (batch,)
