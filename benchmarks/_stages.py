@@ -16,11 +16,11 @@ from unittest import mock
 #: Stage -> the functions it consists of, each as ``module:name``. What none of them covers is
 #: "other"; a function called inside another counts for its own stage only.
 STAGES: Final[dict[str, tuple[str, ...]]] = {
-    "first look": ("ncmonitor.statistics.passes:FirstLook.update",),
+    "first pass": ("ncmonitor.statistics.passes:FirstPass.update",),
     "geometry": ("ncmonitor.measurement.class_geometry:shape_of",),
-    "second look": (
+    "second pass": (
         "ncmonitor.statistics.class_means:Centres.__init__",
-        "ncmonitor.statistics.passes:SecondLook.update",
+        "ncmonitor.statistics.passes:SecondPass.update",
     ),
     "metrics": ("ncmonitor.measurement.evaluation:shape_values",),
 }

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ncmonitor.monitor.history_rows import Row
 
 
-class Listener(Base):
+class AfterMeasurement(Base):
     """Hears of each measurement from when ``_listen`` is called until the fit ends, or fails."""
 
     def __init__(self) -> None:

@@ -10,24 +10,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytorch_lightning as pl
 
-from ncmonitor.callbacks.after_measurement import Listener, monitor_of
+from ncmonitor.callbacks.after_measurement import AfterMeasurement, monitor_of
 from ncmonitor.callbacks.figures.drawing import DEFAULT, figures_of
-from ncmonitor.callbacks.figures.figure_schedule import is_due, planned
 from ncmonitor.callbacks.figures.gallery import Gallery
 from ncmonitor.callbacks.figures.snapshot_accumulator import Sketch
 from ncmonitor.callbacks.trainers.progress import Overhead
 from ncmonitor.callbacks.trainers.sources import is_dry_run
 from ncmonitor.errors import InputError, MeasurementError
-from ncmonitor.monitor.schedule import Schedule
+from ncmonitor.monitor.schedule import Schedule, is_due, scheduled_epochs
 from ncmonitor.monitor.snapshots.snapshot import Snapshot, SnapshotBuilder
 from ncmonitor.redact import reason_of
-from ncmonitor.statistics.class_means import Centres
+from ncmonitor.statistics.class_means import ClassMeans
 
 if TYPE_CHECKING:
-    from ncmonitor.statistics.passes import FirstLook
+    from ncmonitor.statistics.passes import FirstPass
 
 
-class CollapseFigures(Listener):
+class CollapseFigures(AfterMeasurement):
     """Draw the collapse while it happens, from what ``NeuralCollapse`` measures anyway.
 
     Of every measured epoch that is due, a snapshot of the training set's geometry is appended to
@@ -38,8 +37,8 @@ class CollapseFigures(Listener):
     a picture that fails costs a warning.
 
     Args:
-        every: When: any schedule of ``NeuralCollapse``. Nothing is measured on its behalf: where an
-            epoch of it is not measured, the next one that is counts. The first and the last
+        schedule: When: any schedule of ``NeuralCollapse``. Nothing is measured on its behalf: where
+            an epoch of it is not measured, the next one that is counts. The first and the last
             measured epoch are always due.
         figures: Which: ``"curves"``, ``"gram"``, ``"simplex"``, ``"spectrum"``, ``"phase"``,
             ``"irrep_budget"``, ``"layers"`` (with ``NeuralCollapse(layers=...)``) and
@@ -65,7 +64,7 @@ class CollapseFigures(Listener):
 
     def __init__(
         self,
-        every: Schedule = "log",
+        schedule: Schedule = "log",
         *,
         figures: str | Sequence[str] = DEFAULT,
         corners: Sequence[int] | None = None,
@@ -75,8 +74,8 @@ class CollapseFigures(Listener):
         prefix: str | None = None,
     ) -> None:
         super().__init__()
-        self.every = every if isinstance(every, (str, int, np.integer)) else list(every)
-        planned(self.every, max_epochs=1)  # a wrong schedule should fail here
+        self.schedule = schedule if isinstance(schedule, (str, int, np.integer)) else list(schedule)
+        scheduled_epochs(self.schedule, 1, endless=True)  # a wrong schedule should fail here
         self.figures = figures_of(figures)
         SnapshotBuilder(corners=corners, points_per_class=points_per_class)  # checks them
         self.corners = None if corners is None else tuple(corners)
@@ -120,7 +119,7 @@ class CollapseFigures(Listener):
         monitor = monitor_of(trainer, "CollapseFigures draws from", self.prefix)
         if is_dry_run(trainer):
             return
-        planned(self.every, trainer.max_epochs)
+        scheduled_epochs(self.schedule, trainer.max_epochs, endless=True)
         self._gallery = Gallery(self.figures, self.names, self.share, monitor.prefix)
         self._sketch = self._last = self._refusal = None
         monitor.makers.append(self._make)
@@ -158,7 +157,7 @@ class CollapseFigures(Listener):
 
     # -- the monitor's measurements ----------------------------------------------------------------
 
-    def _make(self, first: FirstLook, own: Centres) -> Sketch:
+    def _make(self, first: FirstPass, own: ClassMeans) -> Sketch:
         self._sketch = Sketch(first, own, self.corners, self.points_per_class)
         return self._sketch
 
@@ -169,7 +168,7 @@ class CollapseFigures(Listener):
         if sketch.failure is not None:
             self._note(sketch.failure, trainer)
             return
-        due = is_due(self.every, epoch, self._taken, trainer.max_epochs)
+        due = is_due(self.schedule, epoch, self._taken, trainer.max_epochs)
         self._taken = epoch if due else self._taken  # on every rank
         if sketch.snapshot is None:  # not rank zero
             return

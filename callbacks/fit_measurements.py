@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from ncmonitor.callbacks.options import Options
 from ncmonitor.callbacks.run_log import RunLog
-from ncmonitor.callbacks.run_state import Ledger
+from ncmonitor.callbacks.run_state import RunState
 from ncmonitor.callbacks.train_means import TrainMeans, weights_key
 from ncmonitor.callbacks.trainer_measurement import Measurement, Reports
 from ncmonitor.callbacks.trainers.batches import default_batch_to_xy
@@ -29,7 +29,7 @@ from ncmonitor.statistics.accumulators import Maker
 _NAMED: Final = 10
 
 
-class Session:
+class FitMeasurements:
     """Measures a trainer's splits, and keeps and writes what comes out.
 
     Every rank takes every step; rank zero's rows are everybody's.
@@ -48,7 +48,7 @@ class Session:
     def __init__(
         self,
         measurement: Measurement,
-        ledger: Ledger,
+        ledger: RunState,
         log: RunLog,
         makers: Sequence[Maker],
         means: TrainMeans,

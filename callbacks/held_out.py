@@ -9,9 +9,9 @@ from typing import Final
 
 import pytorch_lightning as pl
 
-from ncmonitor.callbacks.fit_measurements import Session
+from ncmonitor.callbacks.fit_measurements import FitMeasurements
 from ncmonitor.callbacks.options import Options
-from ncmonitor.callbacks.run_state import Ledger
+from ncmonitor.callbacks.run_state import RunState
 from ncmonitor.callbacks.train_means import LIMIT, Means, TrainMeans, weights_key
 from ncmonitor.callbacks.trainer_measurement import Measurement
 from ncmonitor.callbacks.trainers import loaders
@@ -22,7 +22,7 @@ from ncmonitor.callbacks.trainers.strategies import check_strategy
 from ncmonitor.errors import said_once
 from ncmonitor.monitor.history_rows import Row, history_row, layer_split, metric_columns
 from ncmonitor.statistics.moments import ClassMoments
-from ncmonitor.statistics.process_group import ALONE
+from ncmonitor.statistics.process_group import SINGLE_PROCESS
 
 _NO_MEANS: Final = "no class means of a training set come with these weights"
 _OTHER_WEIGHTS: Final = (
@@ -58,11 +58,11 @@ class HeldOut:
         trainer: pl.Trainer,
         module: pl.LightningModule,
         options: Options,
-        ledger: Ledger,
+        ledger: RunState,
         *,
         run: TrainMeans,
         loaded: TrainMeans,
-        session: Session | None,
+        session: FitMeasurements | None,
         at: tuple[int, int],
     ) -> None:
         self.trainer, self.module, self.options = trainer, module, options
@@ -110,7 +110,9 @@ class HeldOut:
 
     def _warn_of_streams(self, measurement: Measurement) -> None:
         if measurement.ranks.rank == 0:
-            made = {split: make(None, ALONE) for split, make in measurement.sources().items()}
+            made = {
+                split: make(None, SINGLE_PROCESS) for split, make in measurement.sources().items()
+            }
             loaders.warn_streams_per_rank(made, measurement.ranks.size)
 
     def _references(

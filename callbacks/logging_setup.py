@@ -15,7 +15,7 @@ from ncmonitor.callbacks.trainers import loaders
 from ncmonitor.callbacks.trainers.variation import varies
 from ncmonitor.monitor.history import NULL_SPLIT, ONLINE_SPLIT
 from ncmonitor.monitor.history_rows import layer_split, log_keys
-from ncmonitor.statistics.process_group import ALONE
+from ncmonitor.statistics.process_group import SINGLE_PROCESS
 
 
 def grows_later(module: pl.LightningModule) -> bool:
@@ -62,7 +62,7 @@ def facts(measurement: Measurement) -> dict[str, Any]:
     """Describe what is measured and how, for the run's record."""
     options, ranks = measurement.options, measurement.ranks
     settings = options.settings
-    made = {split: source(None, ALONE) for split, source in measurement.sources().items()}
+    made = {split: source(None, SINGLE_PROCESS) for split, source in measurement.sources().items()}
     sizes = {split: loaders.size_of(loader) for split, loader in made.items()}
     random: bool | None = None
     if ranks.rank == 0:

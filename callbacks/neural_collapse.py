@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 
 from ncmonitor.callbacks.base import LENT, Base
-from ncmonitor.callbacks.fit_measurements import Session, excused
+from ncmonitor.callbacks.fit_measurements import FitMeasurements, excused
 from ncmonitor.callbacks.held_out import HeldOut, held_out_values
 from ncmonitor.callbacks.loggers.logged import log_in_epoch, log_outside
 from ncmonitor.callbacks.loggers.wandb_runs import WandbRuns
@@ -28,7 +28,7 @@ from ncmonitor.callbacks.logging_setup import (
 )
 from ncmonitor.callbacks.options import Options, layers_of, splits_of
 from ncmonitor.callbacks.run_log import RunLog, default_run_dir
-from ncmonitor.callbacks.run_state import Ledger
+from ncmonitor.callbacks.run_state import RunState
 from ncmonitor.callbacks.train_means import TrainMeans
 from ncmonitor.callbacks.trainer_measurement import Measurement
 from ncmonitor.callbacks.trainers import run_folder_note as mailbox
@@ -55,7 +55,7 @@ from ncmonitor.monitor.schedule import (
     warn_unreachable,
 )
 from ncmonitor.statistics.accumulators import Maker
-from ncmonitor.statistics.feature_cache import DEFAULT_BANK_BYTES
+from ncmonitor.statistics.feature_cache import DEFAULT_CACHE_BYTES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,7 +92,7 @@ class NeuralCollapse(Base):
             augmentation: a loader, a function that returns one, or the key of one of several.
         batch_to_xy: From a batch to (inputs, labels), when they cannot be told.
         forward: ``forward(module, inputs)`` runs the network, when ``module(inputs)`` does not.
-        bank_bytes: Memory on each rank for the features of all layers between the two looks; past
+        cache_bytes: Memory on each rank for the features of all layers between the two passes; past
             it the network runs twice.
         precision: ``"trainer"`` runs the network as the trainer does, ``"full"`` in float32
             without autocast and TF32. Sums and metrics are float64 in either case.
@@ -109,7 +109,7 @@ class NeuralCollapse(Base):
         tpt_accuracy: Train accuracy that marks the effective start of the terminal phase.
         metrics: What to measure beside the default: ``"all"``, or names of metrics and groups;
             ``ncmonitor metrics`` lists them.
-        convention: ``"balanced"``, ``"sample"`` or ``"papyan_demo"``, as in
+        convention: ``"per_class"``, ``"per_sample"`` or ``"papyan_code"``, as in
             :func:`~ncmonitor.measurement.measure.measure_collapse`.
         superclasses: Block of each class: asks for ``sk_residual_block``.
         ridge: λ of the squared loss's decomposition, for ``mse_l_*``.
@@ -145,7 +145,7 @@ class NeuralCollapse(Base):
         dataloader: Any = None,
         batch_to_xy: BatchToXY | None = None,
         forward: Forward | None = None,
-        bank_bytes: int = DEFAULT_BANK_BYTES,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
         precision: str = "trainer",
         weights: Weights = "validation",
         online: bool = False,
@@ -154,7 +154,7 @@ class NeuralCollapse(Base):
         prefix: str = "nc",
         tpt_accuracy: float = 0.999,
         metrics: str | list[str] = "default",
-        convention: str = "balanced",
+        convention: str = "per_class",
         superclasses: list[int] | None = None,
         ridge: float = 0.0,
         ignore_index: int = IGNORE_INDEX,
@@ -181,7 +181,7 @@ class NeuralCollapse(Base):
             dataloader=dataloader,
             batch_to_xy=batch_to_xy,
             forward=forward,
-            bank_bytes=bank_bytes,
+            cache_bytes=cache_bytes,
             precision=precision,
             weights=weights,
             online=online,
@@ -192,8 +192,8 @@ class NeuralCollapse(Base):
         self._given_dir = None if run_dir is None else Path(run_dir)
         self._run_dir = self._given_dir
         self._address, self._home = mailbox.new_address(), os.getpid()
-        self._ledger = Ledger(tpt_accuracy)
-        self._session: Session | None = None
+        self._ledger = RunState(tpt_accuracy)
+        self._session: FitMeasurements | None = None
         self.recipe: str | None = None
         self._wandb, self._wandb_ids = WandbRuns(), list[str]()
         self._owed: list[str] = []  # keys that other callbacks monitor and that have no value yet
@@ -447,7 +447,7 @@ class NeuralCollapse(Base):
         check_weights(trainer, module, options.weights)
         FeatureTap(module, options.classifier, layers=options.layers, reduce=options.reduce)
 
-    def _opened(self, trainer: pl.Trainer, measurement: Measurement) -> Session:
+    def _opened(self, trainer: pl.Trainer, measurement: Measurement) -> FitMeasurements:
         """Open the run's files and tell the loggers what will come and how it is measured."""
         dry, prefix, ranks = is_dry_run(trainer), self.prefix, measurement.ranks
         names = self._options.settings.names
@@ -468,7 +468,7 @@ class NeuralCollapse(Base):
             log.start(self._ledger.rows, how, trainer.max_epochs or -1, self._ledger.metrics)
         if log.active:
             mailbox.leave(self._address, self._run_dir, trainer)
-        return Session(measurement, self._ledger, log, self.makers, self._means)
+        return FitMeasurements(measurement, self._ledger, log, self.makers, self._means)
 
     def _is_scheduled(self, epoch: int, trainer: pl.Trainer) -> bool:
         """Ask the user's policy, which need not be the same on every rank."""

@@ -14,7 +14,7 @@ from ncmonitor.callbacks.trainers.precision import PRECISIONS
 from ncmonitor.errors import InputError, check_whole, nearest
 from ncmonitor.features.pooling import Reduce
 from ncmonitor.measurement.settings import Settings
-from ncmonitor.statistics.feature_cache import DEFAULT_BANK_BYTES
+from ncmonitor.statistics.feature_cache import DEFAULT_CACHE_BYTES
 
 ON_ERROR = ("warn", "raise")
 SPLITS = ("train", "val")
@@ -40,7 +40,7 @@ class Options:
     dataloader: Any = None
     batch_to_xy: BatchToXY | None = None
     forward: Forward | None = None
-    bank_bytes: int = DEFAULT_BANK_BYTES
+    cache_bytes: int = DEFAULT_CACHE_BYTES
     precision: str = "trainer"
     weights: Weights = "validation"
     online: bool = False
@@ -62,7 +62,7 @@ class Options:
                 f"splits= must be ('train',) or ('train', 'val'), but is {self.splits!r}: the "
                 "train means are what the other split is measured against"
             )
-        check_whole("bank_bytes", self.bank_bytes)
+        check_whole("cache_bytes", self.cache_bytes)
         if self.null_seed is not None:
             check_whole("null_seed", self.null_seed)
         if self.samples is not None:

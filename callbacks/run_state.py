@@ -17,7 +17,7 @@ from ncmonitor.monitor.history_rows import Row, history_row
 from ncmonitor.monitor.phase_clock import PhaseClock, decay_time
 
 
-class Ledger:
+class RunState:
     """Rows of the history, the clock of the terminal phase, and weight-decay time.
 
     Args:

@@ -43,7 +43,7 @@ from ncmonitor.monitor.schedule import (
 from ncmonitor.monitor.symmetry_table import symmetry_frame
 from ncmonitor.symmetry.groups.builders import Flows, Groups, flows_of, groups_of
 from ncmonitor.symmetry.rows import keys_to_come, log_values
-from ncmonitor.symmetry.transformed_outputs import Answers
+from ncmonitor.symmetry.transformed_outputs import TransformedOutputs
 from ncmonitor.wandb_tools.axes import define_axes, record_measurement
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class SymmetryMonitor(Base):
             raise InputError("prefix= is the first part of every log key, and must not be empty")
         check_whole("seed", seed)
         self.groups, self.flows = groups_of(groups, exclude), flows_of(flows)
-        Answers(self.groups, self.flows)  # checks their names
+        TransformedOutputs(self.groups, self.flows)  # checks their names
         self.schedule, self.prefix, self.verbose = schedule, prefix, verbose
         self.splits, self.parameters = splits_of(splits), parameters
         if not self.splits or not set(self.splits) <= set(SPLITS):

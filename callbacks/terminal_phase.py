@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ncmonitor.callbacks.after_measurement import Listener, monitor_of
+from ncmonitor.callbacks.after_measurement import AfterMeasurement, monitor_of
 from ncmonitor.callbacks.terminal_rules import PhaseRules
 from ncmonitor.callbacks.trainers.sources import is_dry_run
 from ncmonitor.errors import InputError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _FILE: Final = "tpt-onset"
 
 
-class TerminalPhase(Listener):
+class TerminalPhase(AfterMeasurement):
     """Stop training some way into the terminal phase, and save a checkpoint at its onset.
 
     Needs a :class:`~ncmonitor.callbacks.NeuralCollapse` in the same trainer (the first, if there

@@ -36,9 +36,9 @@ from ncmonitor.measurement.pipeline import Study, run
 from ncmonitor.measurement.report import CollapseReport
 from ncmonitor.statistics.accumulators import Maker
 from ncmonitor.statistics.classifier import Classifier
-from ncmonitor.statistics.feature_cache import Budget, FeatureBank
+from ncmonitor.statistics.feature_cache import Budget, FeatureCache
 from ncmonitor.statistics.moments import ClassMoments
-from ncmonitor.statistics.process_group import ALONE, Alone
+from ncmonitor.statistics.process_group import SINGLE_PROCESS, ProcessGroup
 
 _T = TypeVar("_T")
 #: Reports by layer; the classifier's own under ``""``.
@@ -104,7 +104,7 @@ class Measurement:
         return self.classifier.module
 
     @property
-    def ranks(self) -> Alone:
+    def ranks(self) -> ProcessGroup:
         """The processes that measure together."""
         return ranks_of(self.trainer, self.module)
 
@@ -162,9 +162,9 @@ class Measurement:
 
         def work() -> None:
             with self.ranks.together():  # a share of the data may be empty: everybody's first batch
-                look(source(self.batch_size, ALONE))
+                look(source(self.batch_size, SINGLE_PROCESS))
 
-        self._while_it_fits(work, lambda: source(None, ALONE))
+        self._while_it_fits(work, lambda: source(None, SINGLE_PROCESS))
 
     def _probe(self, loader: Any) -> None:
         lazy = _lazy_tensors(self.module)
@@ -221,7 +221,7 @@ class Measurement:
             renew_weight(self.head)
             head = Classifier(tap.weight, tap.bias)
             studies = self._studies(head, {}, (), in_memory=True)
-            run(studies, [batch], ALONE, self.options.null_seed)
+            run(studies, [batch], SINGLE_PROCESS, self.options.null_seed)
         except (InputError, torch.OutOfMemoryError):
             raise
         except Exception as error:
@@ -264,7 +264,7 @@ class Measurement:
             loader = source(self.batch_size, self.ranks)
             return self._measure(loader, references, share, makers)
 
-        return self._while_it_fits(work, lambda: source(None, ALONE))
+        return self._while_it_fits(work, lambda: source(None, SINGLE_PROCESS))
 
     def _while_it_fits(self, work: Callable[[], _T], loader: Callable[[], Any]) -> _T:
         """Do the work, in batches of half the size whenever memory runs out."""
@@ -317,13 +317,13 @@ class Measurement:
         in_memory: bool = False,
     ) -> list[Study]:
         """Return a study of the classifier's features, and one of each layer."""
-        budget = Budget(self.options.bank_bytes, in_memory=in_memory)
+        budget = Budget(self.options.cache_bytes, in_memory=in_memory)
         return [
             Study(
                 self.num_classes,
                 None if layer else head,
                 self.options.settings,
-                FeatureBank(budget),
+                FeatureCache(budget),
                 references.get(layer),
                 () if layer else makers,
             )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ncmonitor.errors import InputError as InputError
     from ncmonitor.features.tap import FeatureTap as FeatureTap
-    from ncmonitor.measurement.measure import collapse_report as collapse_report
+    from ncmonitor.measurement.measure import measure_batches as measure_batches
     from ncmonitor.measurement.measure import measure_collapse as measure_collapse
     from ncmonitor.measurement.regression import measure_regression as measure_regression
     from ncmonitor.measurement.report import CollapseReport as CollapseReport
@@ -26,14 +26,14 @@ _HOME = {
     "CollapseReport": "ncmonitor.measurement.report",
     "FeatureTap": "ncmonitor.features.tap",
     "InputError": "ncmonitor.errors",
-    "collapse_report": "ncmonitor.measurement.measure",
+    "measure_batches": "ncmonitor.measurement.measure",
     "measure_collapse": "ncmonitor.measurement.measure",
     "measure_regression": "ncmonitor.measurement.regression",
 }
 
 __all__ = [  # noqa: RUF022 - the keys above are strings; grouped as in the design
     "measure_collapse",
-    "collapse_report",
+    "measure_batches",
     "ClassMoments",
     "CollapseReport",
     "FeatureTap",

@@ -24,7 +24,7 @@ class InputError(ValueError):
 
 
 class MeasurementError(InputError):
-    """These features cannot be measured (not finite, changing between looks); others may be."""
+    """These features cannot be measured (not finite, changing between passes); others may be."""
 
 
 def is_whole(value: object) -> bool:

@@ -56,7 +56,7 @@ class SampleIndices(pl.LightningDataModule):
         return DataLoader(TensorDataset(torch.arange(samples), self.labels), batch_size=samples)
 
 
-class Standing(NamedTuple):
+class GapToOptimum(NamedTuple):
     """How far a point of the model is from the best there is.
 
     Attributes:
@@ -85,7 +85,7 @@ class UnconstrainedFeatures(pl.LightningModule):
     The objective is that of :func:`ncmonitor.theory.ufm_optimum`: its decays are part of the loss,
     the optimiser has none. Each step sees every sample. With ``NeuralCollapse`` attached, every
     measured epoch also prints how far the model is from the exact optimum and logs it as
-    ``ufm/...``, the fields of :class:`Standing`.
+    ``ufm/...``, the fields of :class:`GapToOptimum`.
 
     Args:
         dim: d, dimension of the features.
@@ -179,7 +179,7 @@ class UnconstrainedFeatures(pl.LightningModule):
         return torch.optim.SGD(groups, self.lr, self.momentum, nesterov=self.momentum > 0)
 
     @torch.no_grad()
-    def standing(self) -> Standing:
+    def standing(self) -> GapToOptimum:
         """Compare the model as it is with the optimum."""
         weight, features = (m.weight.cpu().double() for m in (self.classifier, self.features))
         bias = None if self.decays[2] is None else self.classifier.bias.cpu().double()
@@ -196,7 +196,7 @@ class UnconstrainedFeatures(pl.LightningModule):
             )
             gram, ideal = gram @ gram.T, ideal @ ideal.T
             geometry = float((gram - ideal).norm() / ideal.norm())
-        return Standing(
+        return GapToOptimum(
             objective=objective,
             optimum=optimum,
             gap=objective / optimum - 1 if optimum > 0 else math.inf,
@@ -252,7 +252,7 @@ class UnconstrainedFeatures(pl.LightningModule):
             (self.print if inside else print)(_line(standing, self.optimum))
 
 
-def _line(now: Standing, best: UfmOptimum | None) -> str:
+def _line(now: GapToOptimum, best: UfmOptimum | None) -> str:
     if best is None:
         return (
             f"  ufm | objective {now.objective:.8f}, minimum above {now.optimum:.8f}: gap at most "

@@ -27,14 +27,14 @@ from ncmonitor import CollapseReport, InputError
 from ncmonitor.measurement.pipeline import Single, Study, run
 from ncmonitor.measurement.settings import Settings
 from ncmonitor.statistics.classifier import Classifier
-from ncmonitor.statistics.feature_cache import Budget, FeatureBank
+from ncmonitor.statistics.feature_cache import Budget, FeatureCache
 from ncmonitor.statistics.moments import ClassMoments
-from ncmonitor.statistics.process_group import ALONE, Alone, Ranks
+from ncmonitor.statistics.process_group import SINGLE_PROCESS, ProcessGroup, TorchProcessGroup
 
 BATCH = 64
 
 
-def share(tensor: Tensor, ranks: Alone) -> Tensor:
+def share(tensor: Tensor, ranks: ProcessGroup) -> Tensor:
     """Return this rank's contiguous part of the samples."""
     count = len(tensor)
     return tensor[count * ranks.rank // ranks.size : count * (ranks.rank + 1) // ranks.size]
@@ -42,7 +42,7 @@ def share(tensor: Tensor, ranks: Alone) -> Tensor:
 
 def measured(
     case: Case,
-    ranks: Alone,
+    ranks: ProcessGroup,
     *,
     reference: ClassMoments | None = None,
     limit: int = 2**30,
@@ -51,7 +51,7 @@ def measured(
 ) -> CollapseReport:
     classifier = None if case.weight is None else Classifier(case.weight, case.bias)
     study = Study(
-        case.num_classes, classifier, Settings.of("all"), FeatureBank(Budget(limit)), reference
+        case.num_classes, classifier, Settings.of("all"), FeatureCache(Budget(limit)), reference
     )
     if batches is None:
         parts = (share(case.features, ranks), share(case.labels, ranks))
@@ -65,7 +65,7 @@ def numbers(report: CollapseReport) -> dict[str, float]:
     return report.as_dict() | fit | {"samples": report.samples}
 
 
-def everything(ranks: Alone) -> dict[str, dict[str, float]]:
+def everything(ranks: ProcessGroup) -> dict[str, dict[str, float]]:
     """Every hard case; a validation split; both readings; shuffled labels."""
     found = {case.name: numbers(measured(case, ranks)) for case in CASES}
     for train, val in train_and_validation():
@@ -86,7 +86,7 @@ def everything(ranks: Alone) -> dict[str, dict[str, float]]:
 class Failing:
     """Batches of a rank that fails while it reads them, at a given reading."""
 
-    def __init__(self, case: Case, ranks: Alone, *, reading: int, error: Exception) -> None:
+    def __init__(self, case: Case, ranks: ProcessGroup, *, reading: int, error: Exception) -> None:
         self.case, self.ranks, self.reading, self.error = case, ranks, reading, error
         self.readings = 0
 
@@ -97,7 +97,7 @@ class Failing:
             raise self.error
 
 
-def failures(ranks: Alone) -> dict[str, str]:
+def failures(ranks: ProcessGroup) -> dict[str, str]:
     case, words = BY_NAME["imbalanced"], {}
 
     def attempt(name: str, work: Callable[[], object]) -> None:
@@ -111,8 +111,8 @@ def failures(ranks: Alone) -> dict[str, str]:
         batches = Failing(case, ranks, reading=reading, error=error)
         return lambda: measured(case, ranks, batches=batches, limit=10)
 
-    attempt("first look", failing(1, RuntimeError("boom")))
-    attempt("second look", failing(2, RuntimeError("boom")))
+    attempt("first pass", failing(1, RuntimeError("boom")))
+    attempt("second pass", failing(2, RuntimeError("boom")))
     attempt("input", failing(1, InputError("a label is wrong")))
     attempt("memory", failing(1, torch.OutOfMemoryError("no memory left")))
     wide = case if ranks.rank else replace(case, features=case.features.double())
@@ -126,7 +126,7 @@ def work(rank: int, size: int, store: str, folder: Path) -> None:
         "gloo", f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=60)
     )
     warnings.simplefilter("ignore")
-    ranks = Ranks(torch.device("cpu"))
+    ranks = TorchProcessGroup(torch.device("cpu"))
     found = {"numbers": everything(ranks), "failures": failures(ranks)}
     (folder / f"{size}.{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
@@ -137,7 +137,7 @@ def main(folder: Path, sizes: list[int]) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             start_processes(work, (size, f"{scratch}/store", folder), size, start_method="fork")
     warnings.simplefilter("ignore")
-    (folder / "alone.json").write_text(json.dumps(everything(ALONE)))
+    (folder / "alone.json").write_text(json.dumps(everything(SINGLE_PROCESS)))
 
 
 if __name__ == "__main__":

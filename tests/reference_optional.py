@@ -214,7 +214,7 @@ def _shape(cloud: Cloud) -> dict[str, float]:
 
 def _feature_norm(features: Array, labels: Labels, convention: str) -> float:
     lengths = row_norms(features)
-    if convention == "sample":
+    if convention == "per_sample":
         return float(np.mean(lengths))
     return float(np.mean([lengths[labels == c].mean() for c in _present(labels)]))
 
@@ -295,7 +295,7 @@ def optional_metrics(
     bias: NDArray[Any] | None = None,
     *,
     reference: Split | None = None,
-    convention: str = "balanced",
+    convention: str = "per_class",
     superclasses: Sequence[int] | Labels | None = None,
     ridge: float = 0.0,
     feature_eps: float | None = None,
@@ -308,7 +308,7 @@ def optional_metrics(
         weight: (K, d).
         bias: (K,), zero where absent.
         reference: (features, labels) whose class means ``ncc_margin`` uses; default: the same.
-        convention: ``"balanced"``, ``"sample"`` or ``"papyan_demo"``.
+        convention: ``"per_class"``, ``"per_sample"`` or ``"papyan_code"``.
         superclasses: One group number per class, for ``sk_residual_block``.
         ridge: λ of the decomposition of the squared loss.
         feature_eps: Machine epsilon of the features.
@@ -374,7 +374,7 @@ def convention_metrics(
     *,
     feature_eps: float | None = None,
 ) -> dict[str, float]:
-    """The default metrics that are other numbers under ``"sample"`` and ``"papyan_demo"``."""
+    """The default metrics that are other numbers under ``"per_sample"`` and ``"papyan_code"``."""
     del bias  # no default metric that changes depends on it
     exact, classes = _as_exact((features, labels))
     cloud = _cloud(exact, classes, _eps(features, feature_eps))
@@ -383,9 +383,9 @@ def convention_metrics(
     within: Array = residuals.T @ residuals / Real(len(exact))
     cloud = replace(cloud, within=within)
     rows = None if weight is None else np.asarray(weight).astype(Real)[cloud.present]
-    if convention == "papyan_demo":
+    if convention == "papyan_code":
         return _demo(cloud, rows)
-    if convention != "sample":
+    if convention != "per_sample":
         raise ValueError(f"unknown convention {convention!r}")
     return _sample(cloud, rows, means - exact.mean(axis=0))
 

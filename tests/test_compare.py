@@ -33,14 +33,14 @@ from ncmonitor.reports.comparison.aggregate import (
 from ncmonitor.reports.comparison.group_expectations import expected_table
 from ncmonitor.reports.comparison.group_plots import (
     ORDER_PARAMETERS,
-    Look,
+    GroupStyle,
     compared_panel,
     look_of,
     order_parameters,
 )
 from ncmonitor.reports.comparison.group_tables import Column
-from ncmonitor.reports.comparison.run_groups import Group, differences, group_runs
-from ncmonitor.reports.comparison.runs import Run, read_runs, run_folders
+from ncmonitor.reports.comparison.run_groups import RunGroup, differences, group_runs
+from ncmonitor.reports.comparison.runs import RunFolder, read_runs, run_folders
 from ncmonitor.reports.comparison.sentences import all_cautions, headline
 from pages import HOSTILE, RUN, Page
 
@@ -93,7 +93,7 @@ def changed(path: str, value: object) -> dict[str, Any]:
     return config
 
 
-def groups_of(folders: Sequence[Path]) -> list[Group]:
+def groups_of(folders: Sequence[Path]) -> list[RunGroup]:
     return group_runs(read_runs(run_folders(folders))[0])
 
 
@@ -402,7 +402,7 @@ def test_a_run_without_a_measured_epoch_is_left_out_and_named(tmp_path: Path) ->
 # -------------------------------------------------------------------------------------- pictures
 
 
-def panel_of(folders: Sequence[Path], name: str) -> tuple[Figure, list[Group], Look]:
+def panel_of(folders: Sequence[Path], name: str) -> tuple[Figure, list[RunGroup], GroupStyle]:
     groups = groups_of(folders)
     tables = [aggregate([run.history for run in group.runs]) for group in groups]
     look = look_of(groups, pd.concat(tables))
@@ -510,11 +510,11 @@ def test_many_groups_share_colours_but_no_look(tmp_path: Path) -> None:
 
 def test_a_page_of_six_groups_of_long_runs_stays_below_5_megabytes() -> None:
     runs = [
-        Run(Path(), f"run{seed}", collapse(range(1000), failed=(), seed=seed), {}, {})
+        RunFolder(Path(), f"run{seed}", collapse(range(1000), failed=(), seed=seed), {}, {})
         for seed in range(2)
     ]
     table = aggregate([run.history for run in runs])
-    groups, tables = [Group(str(i), tuple(runs), True) for i in range(6)], [table] * 6
+    groups, tables = [RunGroup(str(i), tuple(runs), True) for i in range(6)], [table] * 6
     figure = compared_panel(groups, tables, "nc1", look_of(groups, table))
     out = io.StringIO()
     figure.savefig(out, format="svg")
@@ -909,8 +909,8 @@ def test_a_run_that_cannot_be_read_is_one_line(
 def test_runs_of_unlike_length_share_a_logarithmic_axis_of_epochs(tmp_path: Path) -> None:
     def scale(*lengths: int) -> str:
         histories = [collapse(range(n), exits=(), failed=()) for n in lengths]
-        runs = [Run(tmp_path / str(i), str(i), h, {}, None) for i, h in enumerate(histories)]
-        columns = [Column(Group(run.name, (run,), certain=True)) for run in runs]
+        runs = [RunFolder(tmp_path / str(i), str(i), h, {}, None) for i, h in enumerate(histories)]
+        columns = [Column(RunGroup(run.name, (run,), certain=True)) for run in runs]
         groups, tables = [c.group for c in columns], [c.table for c in columns]
         look = look_of(groups, comparison_table(groups, tables))
         return compared_panel(groups, tables, "nc1", look).axes[0].get_xscale()

@@ -11,7 +11,7 @@ from histories import collapse_rows
 from ncmonitor.monitor.history import start_history
 from ncmonitor.monitor.symmetry_table import SYMMETRY_FILE
 from ncmonitor.reports.comparison.aggregate import spread
-from ncmonitor.reports.comparison.run_groups import Group
+from ncmonitor.reports.comparison.run_groups import RunGroup
 from ncmonitor.reports.comparison.runs import read_runs
 from ncmonitor.reports.comparison.symmetry_summary import symmetry_table
 from ncmonitor.symmetry.rows import COLUMNS
@@ -21,14 +21,14 @@ from symmetries import symmetry, symmetry_rows
 TWO = {"rotations90": ("rot90",), "flips": ("flip_h",)}
 
 
-def group(root: Path, way: str, seeds: int = 2, **settings: object) -> Group:
+def group(root: Path, way: str, seeds: int = 2, **settings: object) -> RunGroup:
     folders = []
     for seed in range(seeds):
         folder = make_run(root / f"{way}{seed}", collapse_rows(range(2)))
         rows = symmetry_rows([0, 5, 50], way=way, seed=seed, **settings)  # type: ignore[arg-type]
         start_history(folder, rows, COLUMNS, file=SYMMETRY_FILE)
         folders.append(folder)
-    return Group(way, tuple(read_runs(folders)[0]), True)
+    return RunGroup(way, tuple(read_runs(folders)[0]), True)
 
 
 def test_a_line_has_mean_and_sd_over_the_seeds_at_the_last_epoch(tmp_path: Path) -> None:

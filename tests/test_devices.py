@@ -15,7 +15,7 @@ from ncmonitor.inputs.tensors import home
 from ncmonitor.measurement.evaluation import Evaluation
 from ncmonitor.measurement.settings import Settings
 from ncmonitor.statistics.classifier import Classifier
-from ncmonitor.statistics.passes import FirstLook
+from ncmonitor.statistics.passes import FirstPass
 
 aten = torch.ops.aten
 #: Each hands a number, or a size that depends on numbers, from the device to the host.
@@ -63,7 +63,7 @@ def test_no_batch_of_either_look_waits_for_the_device(metrics: str) -> None:
     case = BY_NAME["imbalanced"]
     labels = case.labels.clone()
     labels[::9] = -100
-    first = FirstLook(10, Classifier(case.weight, case.bias))
+    first = FirstPass(10, Classifier(case.weight, case.bias))
     batches = list(zip(case.features.split(100), labels.split(100), strict=True))
     entries = [first.update(*batches[0])]  # what is set up once may wait
     with Waits() as waits:

@@ -15,7 +15,7 @@ from histories import collapse, collapse_rows
 from ncmonitor import InputError
 from ncmonitor.monitor.history import start_history
 from ncmonitor.monitor.provenance import CONFIG_FILE
-from ncmonitor.reports.expect import Expectation, read_expectation
+from ncmonitor.reports.expect import ExpectedBounds, read_expectation
 from ncmonitor.reports.expected import Finding, at_floor, cause_of, closing, findings, floors_of
 
 FLOOR = 0.1
@@ -35,7 +35,7 @@ def history(epochs: int = 60, **values: float) -> pd.DataFrame:
 
 def find(expect: dict[str, Any], table: pd.DataFrame, run: dict[str, Any] | None = None) -> Finding:
     """Return the finding of the one metric that is expected."""
-    expectation = Expectation.of({"epoch": 60, **expect})
+    expectation = ExpectedBounds.of({"epoch": 60, **expect})
     [found] = [f for f in findings(table, run or {}, expectation) if f.bounds]
     return found
 
@@ -173,7 +173,7 @@ def test_at_the_floor_is_near_it_and_far_from_the_start(
 
 
 def test_each_property_has_a_finding_in_order_and_the_rest_follows() -> None:
-    expectation = Expectation.of(
+    expectation = ExpectedBounds.of(
         {"epoch": 60, "val/error": 0.05, "nc4_disagreement": 0, "nc2_etf_w": 0.1, "val/nc1": 1}
     )
     found = findings(history(), RUN, expectation)
@@ -210,7 +210,7 @@ def test_floors_that_are_no_numbers_are_not_there() -> None:
 
 def test_the_option_is_read_by_split_and_metric() -> None:
     option = {"epoch": 60, "nc1": 0.1, "val/error": [0, 1], "train/layer/b.3/nc1": [0.5, None]}
-    expectation = Expectation.of(option | {"val/nc1_per_class/3": 2})
+    expectation = ExpectedBounds.of(option | {"val/nc1_per_class/3": 2})
     assert expectation.epoch == 60
     assert [tuple(each) for each in expectation.bounds] == [
         ("train", "nc1", None, 0.1),
@@ -247,7 +247,7 @@ def test_the_option_is_read_by_split_and_metric() -> None:
 )
 def test_a_mistake_in_the_option_is_said(option: object, message: str) -> None:
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
-        Expectation.of(option)
+        ExpectedBounds.of(option)
 
 
 def config(folder: Path, text: str) -> Path:
@@ -287,7 +287,7 @@ def test_a_config_of_foreign_bytes_is_one_caution(tmp_path: Path) -> None:
 def test_a_wrong_entry_is_one_caution_and_leaves_the_others(tmp_path: Path) -> None:
     option = {"epoch": 60, "nc1": 0.1, "nc1x": 1, "error": ".1"}
     expectation, cautions = read_expectation(config(tmp_path, yaml.safe_dump({"expect": option})))
-    assert expectation == Expectation.of({"epoch": 60, "nc1": 0.1})
+    assert expectation == ExpectedBounds.of({"epoch": 60, "nc1": 0.1})
     [caution] = cautions
     assert "2 expectations" in caution
     assert "'nc1x'; did you mean 'nc1'" in caution

@@ -99,7 +99,9 @@ def test_unconstrained_features_come_nearer_to_every_floor_as_the_decay_vanishes
 
 
 def test_the_sample_convention_has_floors_of_its_own() -> None:
-    balanced, sample = (collapse_floors(MNIST, 512, how).values for how in ("balanced", "sample"))
+    balanced, sample = (
+        collapse_floors(MNIST, 512, how).values for how in ("per_class", "per_sample")
+    )
     assert sample["nc2_etf_w"] == balanced["nc2_etf_w"]  # W has no centre
     assert sample["nc2_etf_means"] > 1.2 * balanced["nc2_etf_means"]
 

@@ -18,7 +18,7 @@ from ncmonitor import (
     ClassMoments,
     CollapseReport,
     InputError,
-    collapse_report,
+    measure_batches,
     measure_collapse,
     measure_regression,
 )
@@ -71,7 +71,7 @@ def test_tokens_are_their_samples_without_those_to_leave_out(
     assert bits(got) == bits(want)
     assert bits(got.null(1)) == bits(want.null(1))
     batch = (x, y, z) if logits else (x, y)
-    assert bits(collapse_report([batch], num_classes=10, **head, **how)) == bits(want)
+    assert bits(measure_batches([batch], num_classes=10, **head, **how)) == bits(want)
 
 
 @pytest.mark.parametrize("mark", [-100, 255])
@@ -235,7 +235,7 @@ def test_ignored_samples_that_stay_in_the_batch_change_nothing(
     def everything() -> Iterator[CollapseReport]:
         yield (own := measure_collapse(**given, labels=labels))
         yield measure_collapse(**given, labels=labels, reference=reference)
-        yield collapse_report(parts, case.weight, case.bias)
+        yield measure_batches(parts, case.weight, case.bias)
         yield own.null(2)
 
     before = list(everything())
@@ -304,7 +304,7 @@ def test_a_label_out_of_range_is_reported_when_the_moments_are_read(
                 getattr(each, name)
     calls: list[Callable[[], Any]] = [
         lambda: measure_collapse(X, labels, W, B),
-        lambda: collapse_report([(X, Y), (X, labels)], num_classes=10),
+        lambda: measure_batches([(X, Y), (X, labels)], num_classes=10),
         lambda: measure_collapse(X, Y, reference=moments),
     ]
     for call in calls:

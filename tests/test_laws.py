@@ -18,7 +18,7 @@ from torch.nn.functional import one_hot
 
 from agreement import assert_agree, fast, flat
 from cases import BY_NAME, Case, cloud, orthogonal_frame, random_means, seeded, simplex_etf
-from ncmonitor import ClassMoments, CollapseReport, InputError, collapse_report, measure_collapse
+from ncmonitor import ClassMoments, CollapseReport, InputError, measure_batches, measure_collapse
 from ncmonitor.catalogue import CATALOGUE
 from ncmonitor.theory import null_expectations
 
@@ -285,8 +285,8 @@ def test_a_report_does_not_keep_its_features() -> None:
     gc.collect()
     with pytest.raises(InputError, match="the features of this report are gone"):
         report.null()
-    with pytest.raises(InputError, match="pass null_seed= to collapse_report"):
-        collapse_report([(NOISY.features, labels)], num_classes=10).null()
+    with pytest.raises(InputError, match="pass null_seed= to measure_batches"):
+        measure_batches([(NOISY.features, labels)], num_classes=10).null()
 
 
 def test_labels_of_tokens_and_a_square_weight_are_remembered_as_others_are() -> None:
@@ -303,18 +303,18 @@ def test_a_null_measured_on_the_way_is_the_one_measured_afterwards() -> None:
     x, y, w, b = NOISY.features, NOISY.labels, NOISY.weight, NOISY.bias
     wanted: dict[str, Any] = {"metrics": "all", "superclasses": [0] * 5 + [1] * 5, "ridge": 0.1}
     later = measure_collapse(x, y, w, b, **wanted).null(3)
-    way = collapse_report([(x, y)], w, b, null_seed=3, **wanted)
+    way = measure_batches([(x, y)], w, b, null_seed=3, **wanted)
     assert list(map(repr, numbers(way.null(3)).values())) == [
         repr(value) for value in numbers(later).values()
     ]
     with pytest.raises(InputError, match=r"measured with seed 3, not 0: ask for null\(3\)"):
         way.null(0)
     parts = list(zip(x.split(64), y.split(64), strict=True))
-    in_parts = collapse_report(parts, w, b, null_seed=3, **wanted)
+    in_parts = measure_batches(parts, w, b, null_seed=3, **wanted)
     assert_agree(flat(in_parts.null(3)), flat(later), rtol=1e-5)
     assert_agree(
         flat(in_parts),
-        flat(collapse_report([(x, y)], w, b, **wanted)),
+        flat(measure_batches([(x, y)], w, b, **wanted)),
         rtol=1e-5,
     )
 
@@ -328,7 +328,7 @@ def test_a_null_past_the_budget_reads_four_times() -> None:
             yield from zip(NOISY.features.split(64), NOISY.labels.split(64), strict=True)
 
     with pytest.warns(UserWarning, match="the network runs 4 times"):
-        report = collapse_report(Source(), num_classes=10, null_seed=3, bank_bytes=10)
+        report = measure_batches(Source(), num_classes=10, null_seed=3, cache_bytes=10)
     assert len(readings) == 4
     want = measure_collapse(NOISY.features, NOISY.labels).null(3)
     assert_agree(flat(report.null(3)), flat(want), rtol=1e-5)
@@ -350,7 +350,7 @@ def test_the_null_of_a_source_that_shuffles_is_refused_past_the_budget(ignored: 
             features = NOISY.features[order, :8]
             yield from zip(features.split(64), labels[order].split(64), strict=True)
 
-    report = collapse_report(Shuffling(), num_classes=10, null_seed=3, bank_bytes=10)
+    report = measure_batches(Shuffling(), num_classes=10, null_seed=3, cache_bytes=10)
     # the means span all 8 dimensions, and so do the residuals: the measurement itself is right
     assert report.within_in_span_frac == pytest.approx(1, rel=1e-6)
     with pytest.raises(InputError, match="in another order at each reading"):
@@ -479,6 +479,6 @@ def test_batches_and_merged_moments_leave_every_metric_alone(seed: int, cuts: li
     one = measure_collapse(
         case.features, case.labels, case.weight, case.bias, reference=whole, **how
     )
-    two = collapse_report(batches, case.weight, case.bias, reference=merged, **how)
+    two = measure_batches(batches, case.weight, case.bias, reference=merged, **how)
     assert_agree(flat(two), flat(one), rtol=1e-9)
     torch.testing.assert_close(two.nc1_per_class, one.nc1_per_class, rtol=1e-9, atol=0)

@@ -1,4 +1,4 @@
-"""The two looks from end to end: sources of batches, the bank, and what is refused."""
+"""The two passes from end to end: sources of batches, the bank, and what is refused."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from agreement import assert_agree, fast, flat
 from cases import BY_NAME, Case, seeded
-from ncmonitor import ClassMoments, InputError, collapse_report, measure_collapse
+from ncmonitor import ClassMoments, InputError, measure_batches, measure_collapse
 from ncmonitor.errors import MeasurementError
-from ncmonitor.statistics.feature_cache import Budget, FeatureBank
+from ncmonitor.statistics.feature_cache import Budget, FeatureCache
 
 NOISY = BY_NAME["noisy"]
 X, Y = NOISY.features, NOISY.labels
@@ -58,7 +58,7 @@ def test_batches_of_any_kind_and_size_agree_with_all_in_memory(kind: str, size: 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore" if kind == "overflow" else "error")
         budget = 10 if kind == "overflow" else 2**30
-        report = collapse_report(batches, case.weight, case.bias, bank_bytes=budget)
+        report = measure_batches(batches, case.weight, case.bias, cache_bytes=budget)
     # float32 products in batches of another size are rounded otherwise
     assert_agree(flat(report), fast(case), rtol=1e-6)
     assert report.samples == len(case.labels)
@@ -68,14 +68,14 @@ def test_within_the_budget_the_source_is_read_once() -> None:
     source = Source()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        collapse_report(source, W, B, bank_bytes=BYTES)
+        measure_batches(source, W, B, cache_bytes=BYTES)
     assert source.readings == 1
 
 
 def test_past_the_budget_the_source_is_read_twice_with_one_warning_that_names_the_cure() -> None:
     source = Source()
-    with pytest.warns(UserWarning, match=rf"bank_bytes={BYTES} avoids it") as caught:
-        collapse_report(source, W, B, bank_bytes=BYTES - 1)
+    with pytest.warns(UserWarning, match=rf"cache_bytes={BYTES} avoids it") as caught:
+        measure_batches(source, W, B, cache_bytes=BYTES - 1)
     assert source.readings == 2
     assert len(caught) == 1
     assert caught[0].filename == __file__  # it points at the caller
@@ -83,8 +83,8 @@ def test_past_the_budget_the_source_is_read_twice_with_one_warning_that_names_th
 
 
 def test_a_source_that_can_be_read_once_is_refused_past_the_budget() -> None:
-    with pytest.raises(InputError, match=f"can be read only once: .* bank_bytes={BYTES}"):
-        collapse_report(iter(Source()), W, B, bank_bytes=BYTES - 1)
+    with pytest.raises(InputError, match=f"can be read only once: .* cache_bytes={BYTES}"):
+        measure_batches(iter(Source()), W, B, cache_bytes=BYTES - 1)
 
 
 def test_a_shuffled_second_reading_is_the_same_data() -> None:
@@ -95,7 +95,7 @@ def test_a_shuffled_second_reading_is_the_same_data() -> None:
             yield from zip(X[order].split(64), Y[order].split(64), strict=True)
 
     with pytest.warns(UserWarning, match="a second time"):
-        report = collapse_report(Shuffled(), W, B, bank_bytes=10)
+        report = measure_batches(Shuffled(), W, B, cache_bytes=10)
     assert_agree(flat(report), fast(NOISY), rtol=1e-6)
 
 
@@ -115,16 +115,16 @@ def test_data_that_changes_between_the_readings_is_noticed(change: str) -> None:
 
     with (
         pytest.warns(UserWarning, match="a second time"),
-        pytest.raises(MeasurementError, match=f"data changed between two .* bank_bytes={BYTES}"),
+        pytest.raises(MeasurementError, match=f"data changed between two .* cache_bytes={BYTES}"),
     ):
-        collapse_report(Changing(), W, B, bank_bytes=10)
+        measure_batches(Changing(), W, B, cache_bytes=10)
 
 
 # -- the bank --------------------------------------------------------------------------------------
 
 
 def test_batches_in_memory_are_kept_as_they_are_without_limit() -> None:
-    bank = FeatureBank(Budget(1, in_memory=True))
+    bank = FeatureCache(Budget(1, in_memory=True))
     bank.add(X, Y, None)
     ((features, labels, _),) = bank
     assert bank.budget.enough
@@ -133,7 +133,7 @@ def test_batches_in_memory_are_kept_as_they_are_without_limit() -> None:
 
 
 def test_the_bank_keeps_copies_that_hold_no_larger_memory_alive() -> None:
-    bank, features, labels = FeatureBank(Budget()), X.clone(), Y.clone()
+    bank, features, labels = FeatureCache(Budget()), X.clone(), Y.clone()
     bank.add(features[:10, :4], labels[:10], None)
     features.zero_()  # a loader that reuses its buffer
     labels.zero_()
@@ -145,7 +145,7 @@ def test_the_bank_keeps_copies_that_hold_no_larger_memory_alive() -> None:
 
 def test_the_bank_empties_itself_past_its_budget_and_counts_on() -> None:
     budget = Budget(2 * 320)
-    bank = FeatureBank(budget)
+    bank = FeatureCache(budget)
     for number in (1, 2):
         bank.add(X[:5, :16], Y[:5], None)
         assert (budget.enough, budget.needed) == (True, number * 320)
@@ -207,7 +207,7 @@ def test_features_alone_have_neither_error_nor_loss() -> None:
 
 def test_a_batch_without_logits_leaves_the_decisions_undefined() -> None:
     halves = [(X[:250], Y[:250], X[:250] @ W.T), (X[250:], Y[250:])]
-    report = collapse_report(halves, num_classes=10)
+    report = measure_batches(halves, num_classes=10)
     assert "nc4_disagreement" not in report.values
     assert math.isnan(report.error)
     assert report.nc1 == pytest.approx(measure_collapse(X, Y).nc1, rel=1e-6)
@@ -320,12 +320,12 @@ def test_logits_that_are_not_finite_only_spoil_what_reads_them() -> None:
 )
 def test_batches_that_are_none_are_refused(batches: Any, message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
-        collapse_report(batches, num_classes=10)
+        measure_batches(batches, num_classes=10)
 
 
 def test_an_unknown_number_of_classes_says_what_to_pass() -> None:
     with pytest.raises(InputError, match="pass num_classes= or weight="):
-        collapse_report([(X, Y)])
+        measure_batches([(X, Y)])
 
 
 def test_memory_maps_are_measured_where_they_lie(tmp_path: Any) -> None:

@@ -22,7 +22,7 @@ from cases import (
     simplex_etf,
     train_and_validation,
 )
-from ncmonitor import ClassMoments, collapse_report, measure_collapse
+from ncmonitor import ClassMoments, measure_batches, measure_collapse
 from ncmonitor.catalogue import CATALOGUE, METRIC_NAMES, METRICS
 from ncmonitor.geometry import vectors as geometry
 from ncmonitor.inputs import tensors
@@ -380,5 +380,5 @@ def test_decisions_without_the_table_of_distances_are_the_same(
 def test_two_looks_at_batches_agree_with_one_at_all() -> None:
     case = BY_NAME["imbalanced"]
     batches = list(zip(case.features.split(50), case.labels.split(50), strict=True))
-    got = flat(collapse_report(batches, case.weight, case.bias))
+    got = flat(measure_batches(batches, case.weight, case.bias))
     assert_agree(got, fast(case), rtol=1e-6)

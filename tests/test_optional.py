@@ -13,18 +13,18 @@ from torch.nn.functional import one_hot
 
 from agreement import RELATIVE, array, assert_agree, fast, naive, unsure
 from cases import BY_NAME, Case, cloud, random_means, seeded, train_and_validation
-from ncmonitor import ClassMoments, InputError, collapse_report, measure_collapse
+from ncmonitor import ClassMoments, InputError, measure_batches, measure_collapse
 from ncmonitor.catalogue import CATALOGUE, GROUPS, METRIC_NAMES, METRICS, chosen
 from ncmonitor.measurement.settings import Settings
 from reference_optional import MSE, convention_metrics, optional_metrics, per_class_nc1
 
 CHANGED = {  # by a convention that the twin knows
-    "sample": {
+    "per_sample": {
         *("nc1", "nc1_quotient", "within_in_span_frac", "nc2_equinorm_means", "nc2_etf_means"),
         *("nc2_equiangular_std_means", "nc2_max_angle_means", "nc3_self_duality", "nc1_rank"),
         *("nc3_self_duality_sq", "nc3_self_duality_centered", "s_min_ratio", "feature_norm_mean"),
     },
-    "papyan_demo": {
+    "papyan_code": {
         *("nc1", "nc1_quotient", "within_in_span_frac", "nc2_equinorm_means", "nc2_equinorm_w"),
         *("nc3_self_duality", "nc3_self_duality_centered"),
     },
@@ -63,7 +63,7 @@ CONVENTION_CASES = [
 def test_a_convention_agrees_with_the_twin(name: str, convention: str) -> None:
     case = BY_NAME[name]
     other = convention_metrics(**given(case), convention=convention)
-    if convention == "sample":
+    if convention == "per_sample":
         norms = case.features.double().norm(dim=1)
         other["feature_norm_mean"] = float(norms.mean())
     want = naive(case) | other
@@ -82,15 +82,15 @@ def test_a_convention_changes_what_it_says_and_not_a_bit_of_the_rest() -> None:
         # Σ_B of the samples has another basis of the same span: rounded otherwise, no more.
         rounded = set(balanced) - names - same
         spread = {"nc1_cdnv_directional", "separation_fuzziness"}
-        assert rounded <= (spread if convention == "sample" else set())
+        assert rounded <= (spread if convention == "per_sample" else set())
         for name in rounded:
             assert other[name] == pytest.approx(balanced[name], rel=1e-6)
 
 
 def test_conventions_are_one_where_classes_are_equally_large() -> None:
     case = BY_NAME["noisy_float64"]
-    assert_agree(fast(case, convention="sample"), fast(case), rtol=1e-12)
-    demo, balanced = fast(case, convention="papyan_demo"), fast(case)
+    assert_agree(fast(case, convention="per_sample"), fast(case), rtol=1e-12)
+    demo, balanced = fast(case, convention="papyan_code"), fast(case)
     assert demo["nc1"] == pytest.approx(10 * balanced["nc1"], rel=1e-14)
     for name in ("nc2_equinorm_means", "nc2_equinorm_w"):
         assert demo[name] == pytest.approx(math.sqrt(10 / 9) * balanced[name], rel=1e-14)
@@ -132,20 +132,20 @@ def notebook(case: Case) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("name", ["imbalanced", "one_singleton", "noisy_float64", "three_classes"])
-def test_papyan_demo_prints_what_the_notebook_does(name: str) -> None:
+def test_papyan_code_prints_what_the_notebook_does(name: str) -> None:
     case = doubled(BY_NAME[name])
-    got = fast(case, convention="papyan_demo")
+    got = fast(case, convention="papyan_code")
     for metric, value in notebook(case).items():
         assert got[metric] == pytest.approx(value, rel=1e-9), metric
 
 
 def test_the_report_says_which_convention_it_follows() -> None:
     case = BY_NAME["imbalanced"]
-    for convention in ("balanced", "sample", "papyan_demo"):
+    for convention in ("per_class", "per_sample", "papyan_code"):
         report = measure_collapse(case.features, case.labels, convention=convention)
         assert report.convention == convention
         assert f"({convention})" in str(report)
-    with pytest.raises(InputError, match=r"got 'samples'; did you mean 'sample'\?"):
+    with pytest.raises(InputError, match=r"got 'samples'; did you mean 'per_sample'\?"):
         measure_collapse(case.features, case.labels, convention="samples")
 
 
@@ -227,7 +227,7 @@ def test_superclasses_that_do_not_fit_are_refused() -> None:
     with pytest.raises(InputError, match=r"for each of the 10 classes, got 3"):
         fast(case, superclasses=[0, 1, 1])
     with pytest.raises(InputError, match=r"for each of the 10 classes, got 11"):
-        collapse_report([(case.features, case.labels)], num_classes=10, superclasses=[0] * 11)
+        measure_batches([(case.features, case.labels)], num_classes=10, superclasses=[0] * 11)
     with pytest.raises(InputError, match="must be one whole number per class, got 5"):
         fast(case, superclasses=5)
     with pytest.raises(InputError, match="must be one whole number per class"):

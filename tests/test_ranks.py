@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cases import BY_NAME
-from ncmonitor.statistics.process_group import ALONE
+from ncmonitor.statistics.process_group import SINGLE_PROCESS
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
 ROOT = WORKER.parent.parent
@@ -87,17 +87,17 @@ def test_a_failure_on_one_rank_is_heard_of_on_all(found: list[Any]) -> None:
         assert words["fine again"] == "nothing"
         assert words["dtypes"].startswith("InputError: ranks have features of different")
         if rank == last:
-            assert words["first look"] == words["second look"] == "RuntimeError: boom"
+            assert words["first pass"] == words["second pass"] == "RuntimeError: boom"
             continue
         told = f"MeasurementError: on rank {last}: RuntimeError: boom"
-        assert words["first look"] == words["second look"] == told
+        assert words["first pass"] == words["second pass"] == told
         assert words["input"] == f"InputError: on rank {last}: a label is wrong"
         assert words["memory"] == f"OutOfMemoryError: on rank {last}: no memory left"
 
 
 def test_one_process_needs_no_process_group() -> None:
-    assert (ALONE.rank, ALONE.size, ALONE.gather(3)) == (0, 1, [3])
+    assert (SINGLE_PROCESS.rank, SINGLE_PROCESS.size, SINGLE_PROCESS.gather(3)) == (0, 1, [3])
     total = torch.ones(2)
-    assert ALONE.sum(total) is total
-    with pytest.raises(ValueError, match="boom"), ALONE.together():
+    assert SINGLE_PROCESS.sum(total) is total
+    with pytest.raises(ValueError, match="boom"), SINGLE_PROCESS.together():
         raise ValueError("boom")

@@ -647,9 +647,9 @@ BALANCED = ["noisy", "hundred_classes", "zero_weight", "no_means", "no_classifie
 def test_conventions_agree_where_classes_are_equally_large(name: str) -> None:
     given = arrays(BY_NAME[name])
     default, k = reference_metrics(**given), BY_NAME[name].num_classes
-    sample = convention_metrics(**given, convention="sample")
+    sample = convention_metrics(**given, convention="per_sample")
     close(sample, {key: default[key] for key in sample}, rel=1e-12, zero=1e-14)
-    demo = convention_metrics(**given, convention="papyan_demo")
+    demo = convention_metrics(**given, convention="papyan_code")
     want = {key: default[key] for key in demo} | {"nc1": k * default["nc1"]}
     for key in demo:
         if "equinorm" in key:
@@ -682,7 +682,7 @@ def test_sample_convention_counts_every_sample_once(name: str) -> None:
     duality = x["rows"] / np.linalg.norm(x["rows"]) - centred / np.linalg.norm(centred)
     lengths, gram = np.linalg.norm(centred, axis=1), centred @ centred.T
     etf = (np.eye(count) - 1 / count) / math.sqrt(count - 1)
-    got = convention_metrics(**arrays(BY_NAME[name]), convention="sample")
+    got = convention_metrics(**arrays(BY_NAME[name]), convention="per_sample")
     want = {
         "nc1": np.trace(x["within"] @ np.linalg.pinv(between, rcond=1e-10)) / count,
         "nc1_quotient": np.trace(x["within"]) / np.trace(between),
@@ -697,7 +697,7 @@ def test_sample_convention_counts_every_sample_once(name: str) -> None:
     angles = {"nc2_equiangular_std_means", "nc2_max_angle_means"}
     assert set(got) - set(want) == angles | {"nc3_self_duality_centered"}
     norms = np.linalg.norm(x["features"], axis=1).mean()
-    changed = metrics(BY_NAME[name], convention="sample")
+    changed = metrics(BY_NAME[name], convention="per_sample")
     assert changed["feature_norm_mean"] == pytest.approx(norms, rel=1e-13)
     same = {key: value for key, value in changed.items() if key != "feature_norm_mean"}
     close(known(name), same, rel=0, zero=0)
@@ -719,10 +719,10 @@ def test_the_notebook_mixes_its_weights() -> None:
         "nc3_self_duality": default["nc3_self_duality_sq"],
         "nc3_self_duality_centered": default["nc3_self_duality_centered"] ** 2,
     }
-    got = convention_metrics(**arrays(case), convention="papyan_demo")
+    got = convention_metrics(**arrays(case), convention="papyan_code")
     assert set(got) == set(want)
     close(got, want, rel=1e-9, zero=0)
-    one = convention_metrics(**arrays(BY_NAME["one_present"]), convention="papyan_demo")
+    one = convention_metrics(**arrays(BY_NAME["one_present"]), convention="papyan_code")
     assert all(math.isnan(value) for value in one.values())
     with pytest.raises(ValueError, match="convention"):
         convention_metrics(**arrays(case), convention="other")

@@ -17,7 +17,7 @@ from ncmonitor.cli import main
 from ncmonitor.monitor.history import history_frame, read_history
 from ncmonitor.reports.comparison.aggregate import aggregate
 from ncmonitor.reports.comparison.group_plots import compared_panel, look_of, with_key
-from ncmonitor.reports.comparison.run_groups import Group
+from ncmonitor.reports.comparison.run_groups import RunGroup
 from ncmonitor.reports.comparison.runs import read_runs
 from ncmonitor.reports.run_page.files import DOUBLE, SINGLE, write_figures, write_table
 from pages import RUN, add_layers, add_snapshots, make_run
@@ -97,7 +97,7 @@ def test_the_key_of_a_comparison_breaks_long_names(tmp_path: Path) -> None:
     name = "digits · weight_decay 0.005, gradient_clip_val 0.5, metrics default, …"
     folder = make_run(tmp_path / "run", collapse_rows(range(3)))
     [run] = read_runs([folder])[0]
-    groups = [Group(label, (run,), certain=True) for label in (name, "W" * 90)]
+    groups = [RunGroup(label, (run,), certain=True) for label in (name, "W" * 90)]
     tables = [aggregate([run.history])] * 2
     look = look_of(groups, tables[0])
     figure = with_key(compared_panel(groups, tables, "nc1", look), groups, look)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ncmonitor import FeatureTap, InputError
-from ncmonitor.features.tap import Tapped
+from ncmonitor.features.tap import Activations
 
 
 def images(batch: int = 5) -> Tensor:
@@ -37,7 +37,7 @@ class Net(nn.Module):
         return self.head(self.twice(self.twice(hidden)).mean((2, 3)))
 
 
-def taken(model: nn.Module, x: Any, **settings: Any) -> Tapped:
+def taken(model: nn.Module, x: Any, **settings: Any) -> Activations:
     with torch.no_grad(), FeatureTap(model.eval(), **settings) as tap:
         model(x)
         return tap.take()
@@ -62,7 +62,7 @@ def test_layers_are_caught_in_the_pass_that_gives_the_features() -> None:
 
 def test_without_layers_there_are_none() -> None:
     assert taken(Net(), images()).layers == {}
-    assert Tapped(images(), images()).layers == {}
+    assert Activations(images(), images()).layers == {}
     assert FeatureTap(Net()).layer_names == ()
 
 

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 import cases
 from cases import seeded
 from ncmonitor import InputError, measure_collapse, theory
-from ncmonitor.geometry.vectors import Frame, Vectors
+from ncmonitor.geometry.vectors import GramSpectrum, Vectors
 from ncmonitor.metrics import equiangularity as frames
 
 F64 = torch.float64
@@ -31,7 +31,7 @@ def centring(num_classes: int) -> Tensor:
 
 
 def etf_distance(rows: Tensor, *, centred: bool = False) -> float:
-    return frames.etf_distance(Frame.of(rows), centred=centred)
+    return frames.etf_distance(GramSpectrum.of(rows), centred=centred)
 
 
 def near(value: Any) -> Any:

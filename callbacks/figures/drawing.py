@@ -24,7 +24,7 @@ ANIMATION: Final = "animation"
 FOLDER: Final = "figures"
 
 
-class Picture(NamedTuple):
+class DrawnFigure(NamedTuple):
     """A picture that was drawn.
 
     Attributes:
@@ -64,7 +64,7 @@ def has_layers(history: pd.DataFrame) -> bool:
 
 def draw(
     name: str, folder: Path, snapshot: Snapshot, history: pd.DataFrame, names: Sequence[str] | None
-) -> Picture:
+) -> DrawnFigure:
     """Draw one picture and write it to ``FOLDER/<name>.png``, over that of an earlier epoch.
 
     Args:
@@ -96,10 +96,10 @@ def draw(
         figure = plots.phase(history).figure
     pixels, path = pixels_of(figure), folder / FOLDER / f"{name}.png"
     write_png(path, pixels)
-    return Picture(name, path, figure, pixels)
+    return DrawnFigure(name, path, figure, pixels)
 
 
-def animate(folder: Path, last: Snapshot, names: Sequence[str] | None) -> Picture:
+def animate(folder: Path, last: Snapshot, names: Sequence[str] | None) -> DrawnFigure:
     """Write the animation of all snapshots of a run to ``FOLDER/animation.gif``.
 
     Args:
@@ -113,4 +113,4 @@ def animate(folder: Path, last: Snapshot, names: Sequence[str] | None) -> Pictur
     kind = (last.split, last.corners)
     taken = [s for s in read_snapshots(folder) if (s.split, s.corners) == kind]
     path = folder / FOLDER / f"{ANIMATION}.gif"
-    return Picture(ANIMATION, plots.animate(taken, path, names=names))
+    return DrawnFigure(ANIMATION, plots.animate(taken, path, names=names))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from ncmonitor.callbacks.figures.drawing import Picture
+from ncmonitor.callbacks.figures.drawing import DrawnFigure
 from ncmonitor.wandb_tools import run_record
 
 
@@ -19,7 +19,7 @@ def senders(loggers: Iterable[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def send(
-    kind: str, logger: Any, prefix: str, pictures: Sequence[Picture], epoch: int, step: int
+    kind: str, logger: Any, prefix: str, pictures: Sequence[DrawnFigure], epoch: int, step: int
 ) -> None:
     """Log pictures under ``<prefix>_media/<figure>``.
 
@@ -34,14 +34,16 @@ def send(
     _SEND[kind](logger, prefix, pictures, epoch, step)
 
 
-def _to_wandb(logger: Any, prefix: str, pictures: Sequence[Picture], epoch: int, step: int) -> None:
+def _to_wandb(
+    logger: Any, prefix: str, pictures: Sequence[DrawnFigure], epoch: int, step: int
+) -> None:
     # In a row with the epoch; never with step=, which would drop what came later at that step.
     paths = [picture.path for picture in pictures]
     run_record.log_pictures(logger.experiment, prefix, paths, float(epoch))
 
 
 def _to_tensorboard(
-    logger: Any, prefix: str, pictures: Sequence[Picture], epoch: int, step: int
+    logger: Any, prefix: str, pictures: Sequence[DrawnFigure], epoch: int, step: int
 ) -> None:
     for picture in pictures:
         if picture.pixels is not None:  # add_figure would import pyplot and draw once more
@@ -50,7 +52,7 @@ def _to_tensorboard(
 
 
 def _to_mlflow(
-    logger: Any, prefix: str, pictures: Sequence[Picture], epoch: int, step: int
+    logger: Any, prefix: str, pictures: Sequence[DrawnFigure], epoch: int, step: int
 ) -> None:
     client, run_id = logger.experiment, logger.run_id
     for picture in pictures:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 
-from ncmonitor.callbacks.figures.drawing import ANIMATION, Picture, animate, draw, has_layers
+from ncmonitor.callbacks.figures.drawing import ANIMATION, DrawnFigure, animate, draw, has_layers
 from ncmonitor.callbacks.figures.figure_loggers import send, senders
 from ncmonitor.callbacks.figures.time_share import Allowance
 from ncmonitor.monitor.history import history_frame
@@ -72,7 +72,7 @@ class Gallery:
         """
         if not set(self._figures) - {ANIMATION}:
             return
-        pictures: list[Picture] = []
+        pictures: list[DrawnFigure] = []
         with self.allowance.drawing(), _no_collection():
             history = history_frame([r for r in rows if int(r["epoch"]) <= snapshot.epoch])
             for name in self._figures:
@@ -101,7 +101,7 @@ class Gallery:
             self._said.add(kind)
             warnings.warn(message, RuntimeWarning, stacklevel=2)
 
-    def _send(self, trainer: pl.Trainer, pictures: Sequence[Picture], epoch: int) -> None:
+    def _send(self, trainer: pl.Trainer, pictures: Sequence[DrawnFigure], epoch: int) -> None:
         for kind, logger in senders(trainer.loggers) if pictures else ():
             with self._excused(kind, f"{kind} gets no pictures"):
                 send(kind, logger, self._prefix, pictures, epoch, trainer.global_step)

@@ -1,4 +1,4 @@
-"""A snapshot taken in the measuring pass itself: a companion of the second look."""
+"""A snapshot taken in the measuring pass itself: a companion of the second pass."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ncmonitor.errors import MeasurementError
 from ncmonitor.monitor.snapshots.numbers import SHOWN_VALUES
 from ncmonitor.monitor.snapshots.snapshot import Snapshot, SnapshotBuilder
 from ncmonitor.statistics.accumulators import Block
-from ncmonitor.statistics.class_means import Centres
-from ncmonitor.statistics.process_group import Alone
+from ncmonitor.statistics.class_means import ClassMeans
+from ncmonitor.statistics.process_group import ProcessGroup
 
 if TYPE_CHECKING:
-    from ncmonitor.statistics.passes import FirstLook
+    from ncmonitor.statistics.passes import FirstPass
 
 
 class Sketch:
@@ -28,21 +28,21 @@ class Sketch:
     order of the data, on whichever rank they are.
 
     Args:
-        first: The first look, complete.
+        first: The first pass, complete.
         own: Its centres.
         corners: Classes of the simplex picture; ``None``: the first three that have samples.
         points_per_class: How many features of each to keep.
 
     Attributes:
-        snapshot: On rank zero once the second look is complete, of epoch 0; else ``None``.
+        snapshot: On rank zero once the second pass is complete, of epoch 0; else ``None``.
         failure: Why there is none. What the user can set right is an
             :class:`~ncmonitor.errors.InputError` on every rank.
     """
 
     def __init__(
         self,
-        first: FirstLook,
-        own: Centres,
+        first: FirstPass,
+        own: ClassMeans,
         corners: Sequence[int] | None = None,
         points_per_class: int = 50,
     ) -> None:
@@ -62,7 +62,7 @@ class Sketch:
                 rows = rows * self._roots[block.labels][:, None]
                 self._scatter += rows.T @ rows
 
-    def meet(self, ranks: Alone) -> None:
+    def meet(self, ranks: ProcessGroup) -> None:
         """Join what all ranks have, and take the snapshot on rank zero."""
         sizes = [0]
         with self._excused():
@@ -89,7 +89,7 @@ class Sketch:
             self.failure = self.failure or error
 
     def _begin(self) -> SnapshotBuilder:
-        """Prepare the sums, once; on every rank alike, since the first look is that of all."""
+        """Prepare the sums, once; on every rank alike, since the first pass is that of all."""
         if self._builder is not None:
             return self._builder
         own, counts = self._own, self._first.moments.counts.cpu()
@@ -105,7 +105,7 @@ class Sketch:
         self._builder = builder
         return builder
 
-    def _joined(self, ranks: Alone, sizes: np.ndarray) -> SnapshotBuilder:
+    def _joined(self, ranks: ProcessGroup, sizes: np.ndarray) -> SnapshotBuilder:
         """Return a builder that has seen the first features of all ranks, in their order.
 
         Args:

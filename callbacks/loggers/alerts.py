@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 
-from ncmonitor.callbacks.after_measurement import Listener, monitor_of
+from ncmonitor.callbacks.after_measurement import AfterMeasurement, monitor_of
 from ncmonitor.callbacks.fit_measurements import excused
 from ncmonitor.callbacks.trainers.sources import is_dry_run
 from ncmonitor.catalogue import FIT_NAMES, PHASE_NAMES, hint_of, quantity_of
@@ -26,7 +26,7 @@ _ONSET = "onset"
 _TITLE = 63
 
 
-class WandbAlerts(Listener):
+class WandbAlerts(AfterMeasurement):
     """Send each alert once, by the channels that the user's W&B settings name (e-mail, Slack).
 
     Offline, alerts are kept in the run and sent by ``wandb sync``. What was sent is part of

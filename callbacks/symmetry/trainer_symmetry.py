@@ -15,11 +15,11 @@ from ncmonitor.callbacks.trainers.progress import measuring
 from ncmonitor.callbacks.trainers.sources import Source, is_dry_run, length_of
 from ncmonitor.errors import InputError
 from ncmonitor.inputs.tensors import as_tensor
-from ncmonitor.statistics.process_group import ALONE
+from ncmonitor.statistics.process_group import SINGLE_PROCESS
 from ncmonitor.symmetry.group_numbers import Values
 from ncmonitor.symmetry.groups.batch_checks import check_flow, check_group
 from ncmonitor.symmetry.groups.group import Flow, Group
-from ncmonitor.symmetry.transformed_outputs import Answers, check_answer
+from ncmonitor.symmetry.transformed_outputs import TransformedOutputs, check_answer
 
 _MUCH: Final = 8 * 2**30  # bytes of host memory that a measurement should not take unannounced
 
@@ -41,9 +41,9 @@ class SymmetryMeasurement(Measurement):
     flows: tuple[Flow, ...] = ()
     reasons: dict[str, str] = field(default_factory=dict, init=False)
 
-    def answers(self) -> Answers:
+    def answers(self) -> TransformedOutputs:
         """Return a collection of answers without any yet."""
-        return Answers(self.groups, self.flows, self.options.settings.ignore_index)
+        return TransformedOutputs(self.groups, self.flows, self.options.settings.ignore_index)
 
     def probe(self) -> None:
         """Find the classifier, then try the groups, on one training batch.
@@ -125,12 +125,12 @@ class SymmetryMeasurement(Measurement):
             MeasurementError: If there is no sample, or a feature is not finite.
         """
 
-        def work() -> Answers:
+        def work() -> TransformedOutputs:
             with self.ranks.together():  # reads the user's loader
                 loader = source(self.batch_size, self.ranks)
             return self._answered(loader, share)
 
-        own = self._while_it_fits(work, lambda: source(None, ALONE))
+        own = self._while_it_fits(work, lambda: source(None, SINGLE_PROCESS))
         with self.ranks.together():
             whole = own.joined(self.ranks.gather(own))
             found = list(whole.values(self.num_classes))
@@ -141,7 +141,7 @@ class SymmetryMeasurement(Measurement):
         """Return what a measurement would, without numbers."""
         return list(self.answers().nothing(("", *self.layers)))
 
-    def _answered(self, loader: Any, share: float | None) -> Answers:
+    def _answered(self, loader: Any, share: float | None) -> TransformedOutputs:
         answers, most = self.answers(), self.options.samples
         most = None if most is None else math.ceil(most / self.ranks.size)
         with (

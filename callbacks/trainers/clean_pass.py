@@ -29,7 +29,7 @@ from ncmonitor.callbacks.trainers.batches import (
 )
 from ncmonitor.callbacks.trainers.precision import PassPrecision
 from ncmonitor.features.kept_model import KeptModel, current
-from ncmonitor.features.tap import FeatureTap, Tapped
+from ncmonitor.features.tap import Activations, FeatureTap
 from ncmonitor.inputs.tensors import as_tensor
 
 _LOGGING: Final[tuple[str, ...]] = ("log", "log_dict")
@@ -170,7 +170,7 @@ class CleanPass:
         batch = self.module._on_before_batch_transfer(batch, dataloader_idx=0)
         return self.trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
-    def run(self, inputs: Any) -> Tapped:
+    def run(self, inputs: Any) -> Activations:
         """Run the network on a batch of inputs."""
         with self.precision.forward():
 

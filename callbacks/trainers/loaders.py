@@ -190,7 +190,7 @@ def rebuilt(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
     """Return a plain loader of the same data set and settings, but for some."""
     # Not kept: persistent_workers (every measurement's workers would live on beside the training's
     # and carry their random states from one look at the data into the next), in_order=False
-    # (two looks must give one order) and the generator (iterating would move it on).
+    # (two passes must give one order) and the generator (iterating would move it on).
     kept = {name: getattr(loader, name) for name in _SETTINGS}
     return DataLoader(loader.dataset, **(kept | changes))
 

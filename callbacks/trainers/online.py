@@ -21,8 +21,8 @@ from ncmonitor.measurement.evaluation import first_report
 from ncmonitor.measurement.report import CollapseReport
 from ncmonitor.measurement.settings import Settings
 from ncmonitor.statistics.classifier import Classifier
-from ncmonitor.statistics.passes import FirstLook
-from ncmonitor.statistics.process_group import Alone
+from ncmonitor.statistics.passes import FirstPass
+from ncmonitor.statistics.process_group import ProcessGroup
 
 _ONE_FORWARD: Final = (
     "Online mode hears one forward of the labelled batch in each training step; where a step runs "
@@ -86,7 +86,7 @@ class Online:
         """Stop listening, after an exception in the training step too."""
         self._inside.close()
 
-    def report(self, ranks: Alone) -> CollapseReport:
+    def report(self, ranks: ProcessGroup) -> CollapseReport:
         """Return what the epoch's steps have seen, and begin the next epoch.
 
         Raises:
@@ -107,8 +107,8 @@ class Online:
                 head = Classifier(self._tap.weight, self._tap.bias)
                 return first_report(look, head, self._settings)
 
-    def _fresh(self) -> FirstLook:
-        return FirstLook(self._num_classes, None, self._settings.ignore_index)
+    def _fresh(self) -> FirstPass:
+        return FirstPass(self._num_classes, None, self._settings.ignore_index)
 
 
 @contextlib.contextmanager

@@ -12,11 +12,11 @@ from torch.utils.data import Dataset
 from ncmonitor.callbacks.options import Options
 from ncmonitor.callbacks.trainers import loaders
 from ncmonitor.errors import InputError
-from ncmonitor.statistics.process_group import Alone
+from ncmonitor.statistics.process_group import ProcessGroup
 
 #: Makes a clean loader, ``(batch_size, ranks)``: the batch size that fits into memory, ``None`` for
 #: the user's own, and those that share the data.
-Source = Callable[[int | None, Alone], Any]
+Source = Callable[[int | None, ProcessGroup], Any]
 
 
 def fit_sources(trainer: pl.Trainer, options: Options) -> dict[str, Source]:
@@ -106,7 +106,7 @@ def _numbered(
 
 
 def _source(loader: Any, batches: float, limited: bool, some: tuple[int | None, int]) -> Source:
-    def make(batch_size: int | None, ranks: Alone) -> Any:
+    def make(batch_size: int | None, ranks: ProcessGroup) -> Any:
         return loaders.clean_loader(
             loader,
             batches,

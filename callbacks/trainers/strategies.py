@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from ncmonitor.errors import InputError
 from ncmonitor.features.kept_model import current
-from ncmonitor.statistics.process_group import ALONE, Alone, Ranks
+from ncmonitor.statistics.process_group import SINGLE_PROCESS, ProcessGroup, TorchProcessGroup
 
 #: Base classes of strategies that leave no rank with a whole network, and what they do to it.
 _SHARDED = {
@@ -44,16 +44,16 @@ def check_strategy(trainer: pl.Trainer) -> None:
         )
 
 
-def ranks_of(trainer: pl.Trainer, module: pl.LightningModule) -> Alone:
+def ranks_of(trainer: pl.Trainer, module: pl.LightningModule) -> ProcessGroup:
     """Return the processes that measure together."""
     if trainer.world_size == 1:
-        return ALONE
+        return SINGLE_PROCESS
     nccl = dist.get_backend() == "nccl"
-    return Ranks(module.device if nccl else torch.device("cpu"))
+    return TorchProcessGroup(module.device if nccl else torch.device("cpu"))
 
 
 @contextlib.contextmanager
-def one_network(module: pl.LightningModule, ranks: Alone) -> Iterator[None]:
+def one_network(module: pl.LightningModule, ranks: ProcessGroup) -> Iterator[None]:
     """Give every rank the buffers of rank zero inside, and its own back afterwards.
 
     Under DDP each rank's BatchNorm has seen its own batches since the buffers were last broadcast,

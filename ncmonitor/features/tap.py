@@ -27,7 +27,7 @@ Seen = dict[str, list[Tensor | None]]  # what each run of each layer gave
 
 
 @dataclass(frozen=True, eq=False)
-class Tapped:
+class Activations:
     """What one forward pass left at the classifier; unpacks as ``features, logits``.
 
     Attributes:
@@ -184,7 +184,7 @@ class FeatureTap:
         """Remove the hooks and everything caught."""
         self._remove()
 
-    def take(self, output: Any = None, again: Callable[[], Any] | None = None) -> Tapped:
+    def take(self, output: Any = None, again: Callable[[], Any] | None = None) -> Activations:
         """Return what the last forward pass left, and forget it.
 
         Args:
@@ -221,7 +221,7 @@ class FeatureTap:
             features, logits = reader.read(own[0], returned if self._compares else None, again)
         if features.device.type == "cpu":
             reader.check()
-        return Tapped(features, logits, self._take_layers(seen, features))
+        return Activations(features, logits, self._take_layers(seen, features))
 
     def check(self) -> None:
         """Compare, once for many batches, what the model returned with what its classifier gave.

@@ -147,7 +147,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Frame:
+class GramSpectrum:
     """K vectors, their mean, and the spectrum about it: what the Gram matrix knows.
 
     Along 1 and its complement the Gram matrix ``VVᵀ`` has the squared singular values of the
@@ -168,7 +168,7 @@ class Frame:
     resolution: float = 0.0
 
     @classmethod
-    def of(cls, rows: Tensor | Vectors) -> Frame:
+    def of(cls, rows: Tensor | Vectors) -> GramSpectrum:
         """Build the frame of K ≥ 2 vectors."""
         vectors = rows if isinstance(rows, Vectors) else Vectors(rows.detach().cpu())
         mean = vectors.sum / len(vectors)

@@ -34,11 +34,11 @@ class Convention:
 
 _ALL: Final = (
     # Every class weighs the same, so that the simplex ETF stays the target under imbalance.
-    Convention("balanced"),
+    Convention("per_class"),
     # Every sample weighs the same, so that Σ_T is the covariance of the data.
-    Convention("sample", sample_within=True, sample_between=True),
+    Convention("per_sample", sample_within=True, sample_between=True),
     # The notebook that Papyan, Han & Donoho published with the paper.
-    Convention("papyan_demo", sample_within=True, ddof=1, nc1_times_k=True, nc3_squared=True),
+    Convention("papyan_code", sample_within=True, ddof=1, nc1_times_k=True, nc3_squared=True),
 )
 CONVENTIONS: Final = {convention.name: convention for convention in _ALL}
 

@@ -1,4 +1,4 @@
-"""From features to a report: ``measure_collapse``, ``collapse_report`` and what they are told.
+"""From features to a report: ``measure_collapse``, ``measure_batches`` and what they are told.
 
 The pipeline of both passes, every metric asked for, and the limits that theory leaves.
 """

@@ -1,4 +1,4 @@
-"""The geometry of class means and classifier, from the sums of the first look."""
+"""The geometry of class means and classifier, from the sums of the first pass."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from ncmonitor.geometry import vectors as geometry
-from ncmonitor.geometry.vectors import Frame, Span, Vectors
+from ncmonitor.geometry.vectors import GramSpectrum, Span, Vectors
 from ncmonitor.measurement.settings import Settings
-from ncmonitor.metrics.arguments import Shape
+from ncmonitor.metrics.arguments import ClassGeometry
 from ncmonitor.statistics.classifier import Classifier
 from ncmonitor.statistics.moments import ClassMoments
-from ncmonitor.statistics.passes import FirstLook
+from ncmonitor.statistics.passes import FirstPass
 
 
-def shape_of(first: FirstLook, settings: Settings) -> Shape:
+def shape_of(first: FirstPass, settings: Settings) -> ClassGeometry:
     """Return the geometry of the present classes."""
     moments, classifier = first.moments, first.classifier
     present = present_classes(moments)
@@ -30,14 +30,14 @@ def shape_of(first: FirstLook, settings: Settings) -> Shape:
         span = weighted_span(centred, counts, means.resolution)
     rows = constant = bias = blocks = None
     if classifier is not None:
-        rows = Frame.of(_rows_of(classifier, present))
+        rows = GramSpectrum.of(_rows_of(classifier, present))
         constant = classifier.at(origin + means.mean)[present]
         bias = classifier.bias[present]
     if settings.superclasses is not None:
         settings.check_classes(moments.num_classes)
         blocks = torch.tensor(settings.superclasses)[present]
     assert moments.feature_dtype is not None  # set by the first sample
-    return Shape(
+    return ClassGeometry(
         convention=settings.convention,
         counts=counts,
         variances=moments.class_variances.cpu()[present],
@@ -65,7 +65,7 @@ def _rows_of(classifier: Classifier, present: Tensor) -> Tensor:
     return weight if len(present) == len(weight) else weight[present]
 
 
-def mean_frame(moments: ClassMoments, present: Tensor) -> tuple[Frame, Span, Tensor]:
+def mean_frame(moments: ClassMoments, present: Tensor) -> tuple[GramSpectrum, Span, Tensor]:
     """Return the frame of the present classes' means, their span, and what they are relative to.
 
     Means are given relative to the first class's reference point, which takes a large common
@@ -91,7 +91,7 @@ def mean_frame(moments: ClassMoments, present: Tensor) -> tuple[Frame, Span, Ten
     centred = Vectors(rows.sub_(mean))  # in place: what reads them most needs no copy
     span = Span.of(centred, resolution)
     vectors = centred.minus(-mean)
-    return Frame(vectors, mean, centred, span.singular_values, resolution), span, origin
+    return GramSpectrum(vectors, mean, centred, span.singular_values, resolution), span, origin
 
 
 def weighted_sum(vectors: Vectors, weights: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""From the first look to a report: geometry, the second look, and every metric asked for."""
+"""From the first pass to a report: geometry, the second pass, and every metric asked for."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from ncmonitor.measurement.class_geometry import (
 from ncmonitor.measurement.report import CollapseReport
 from ncmonitor.measurement.settings import Settings
 from ncmonitor.metrics import SHAPE, SPREAD, applicable
-from ncmonitor.metrics.arguments import Shape, Spread, class_weights
-from ncmonitor.metrics.covariance import SquaredLoss, Total, squared_loss
+from ncmonitor.metrics.arguments import ClassGeometry, WithinClassStatistics, class_weights
+from ncmonitor.metrics.covariance import SquaredLoss, WithinCovariance, squared_loss
 from ncmonitor.statistics.accumulators import (
-    Companion,
+    Accumulator,
     Directional,
     Fuzziness,
     Maker,
     Margin,
-    Scatter,
+    WithinClassScatter,
 )
-from ncmonitor.statistics.class_means import Centre, Centres
+from ncmonitor.statistics.class_means import ClassMeans, GlobalMean
 from ncmonitor.statistics.classifier import Classifier
 from ncmonitor.statistics.moments import ClassMoments
-from ncmonitor.statistics.passes import FirstLook, SecondLook
+from ncmonitor.statistics.passes import FirstPass, SecondPass
 from ncmonitor.statistics.source_checks import check_first
 
 #: NC1 below which it is the rounding of the features, for features with common mean and signal.
@@ -46,21 +46,21 @@ _NEED_MEANS = (*_SECOND_MOMENTS, "nc1_cdnv_directional", "separation_fuzziness")
 
 
 class Evaluation:
-    """What follows the first look: the geometry, a second look to be fed, and the report.
+    """What follows the first pass: the geometry, a second pass to be fed, and the report.
 
     Args:
-        first: The first look, complete.
+        first: The first pass, complete.
         reference: Moments whose class means decide the nearest class; ``None``: the split's own.
         settings: What to compute.
-        makers: Of what else is to see the second look.
+        makers: Of what else is to see the second pass.
 
     Attributes:
-        second: The second look; it takes the same stream again.
+        second: The second pass; it takes the same stream again.
     """
 
     def __init__(
         self,
-        first: FirstLook,
+        first: FirstPass,
         reference: ClassMoments | None,
         settings: Settings,
         makers: Sequence[Maker] = (),
@@ -75,10 +75,10 @@ class Evaluation:
         self._convention, self._counts = shape.convention, shape.counts
         self._variances, self._span = shape.variances, shape.span
         self._flat = self._train_flat = shape.flat
-        self._centre = Centre(shape.origin, shape.means.mean)
-        # Many classes leave no room for the geometry beside the second look.
+        self._centre = GlobalMean(shape.origin, shape.means.mean)
+        # Many classes leave no room for the geometry beside the second pass.
         self._shape = shape if settings.asks(*_NEED_MEANS) else None
-        self._scatter: Scatter | None = None
+        self._scatter: WithinClassScatter | None = None
         self._directional: Directional | None = None
         self._fuzziness: Fuzziness | None = None
         self._margin: Margin | None = None
@@ -86,7 +86,7 @@ class Evaluation:
         self.second = self._look(reference, makers)
 
     def report(self) -> CollapseReport:
-        """Return the report, once the second look is complete."""
+        """Return the report, once the second pass is complete."""
         first, second, settings = self._first, self.second, self._settings
         result = self._spread(second)
         values = dict.fromkeys(self._names, math.nan) | self._values
@@ -106,28 +106,28 @@ class Evaluation:
             vectors={"nc1_per_class": per_class} if "nc1_per_class" in self._names else {},
         )
 
-    def _look(self, reference: ClassMoments | None, makers: Sequence[Maker]) -> SecondLook:
-        """Return the second look, ready for the stream."""
+    def _look(self, reference: ClassMoments | None, makers: Sequence[Maker]) -> SecondPass:
+        """Return the second pass, ready for the stream."""
         moments, asks = self._first.moments, self._settings.asks
-        own = train = Centres(moments, self._centre, self._span, present_classes(moments))
+        own = train = ClassMeans(moments, self._centre, self._span, present_classes(moments))
         if reference is not None:
             reference = reference.to(own.device)
             seen = present_classes(reference)
             means, span, origin = mean_frame(reference, seen)
             self._train_flat = means.flat
-            train = Centres(reference, Centre(origin, means.mean), span, seen)
+            train = ClassMeans(reference, GlobalMean(origin, means.mean), span, seen)
         if asks(*_SECOND_MOMENTS):
-            self._scatter = Scatter(moments.counts, moments.dim, own.device)
+            self._scatter = WithinClassScatter(moments.counts, moments.dim, own.device)
         if asks("ncc_margin") and not self._train_flat:
             self._margin = Margin(train)
         if self._shape is not None and not self._flat:
             self._ask_pairs(own, self._shape)
         every = (self._scatter, self._directional, self._fuzziness)
-        companions: list[Companion] = [each for each in every if each is not None]
+        companions: list[Accumulator] = [each for each in every if each is not None]
         companions += [make(self._first, own) for make in makers]
-        return SecondLook(moments.num_classes, own, train, companions, self._margin)
+        return SecondPass(moments.num_classes, own, train, companions, self._margin)
 
-    def _ask_pairs(self, own: Centres, shape: Shape) -> None:
+    def _ask_pairs(self, own: ClassMeans, shape: ClassGeometry) -> None:
         means, resolution = shape.means.vectors, shape.means.resolution
         if self._settings.asks("nc1_cdnv_directional"):
             self._directional = Directional(own, shape.means.centred, shape.span, resolution)
@@ -136,13 +136,13 @@ class Evaluation:
             weighted = weighted_span(means.minus(average), shape.counts, resolution)
             self._fuzziness = Fuzziness(own, shape.span, weighted, self._first.samples)
 
-    def _spread(self, second: SecondLook) -> Spread:
-        """Return what the second look has found."""
+    def _spread(self, second: SecondPass) -> WithinClassStatistics:
+        """Return what the second pass has found."""
         present = second.own.present.cpu()
         moments = self._second_moments()
         decides = self._first.decides and not (self._train_flat or self._first.nan_logits)
         directional, fuzziness, margin = self._directional, self._fuzziness, self._margin
-        return Spread(
+        return WithinClassStatistics(
             convention=self._convention,
             counts=self._counts,
             variances=self._variances,
@@ -158,16 +158,16 @@ class Evaluation:
             loss=self._squared_loss(moments),
         )
 
-    def _second_moments(self) -> Total | None:
+    def _second_moments(self) -> WithinCovariance | None:
         shape, scatter = self._shape, self._scatter
         if scatter is None or shape is None:
             return None
         centred, resolution = shape.means.centred, shape.means.resolution
         weighted = shape.convention.sample_between
         span = Span.of(centred, resolution) if weighted else shape.span
-        return Total(scatter.covariance, centred, span, resolution)
+        return WithinCovariance(scatter.covariance, centred, span, resolution)
 
-    def _squared_loss(self, moments: Total | None) -> SquaredLoss | None:
+    def _squared_loss(self, moments: WithinCovariance | None) -> SquaredLoss | None:
         shape = self._shape
         if not self._settings.asks(*_LOSS) or moments is None or shape is None or shape.flat:
             return None
@@ -179,14 +179,14 @@ class Evaluation:
 
 
 def first_report(
-    first: FirstLook, classifier: Classifier | None, settings: Settings
+    first: FirstPass, classifier: Classifier | None, settings: Settings
 ) -> CollapseReport:
     """Compute what one look alone tells: counts, means, variances and what follows from them.
 
     Args:
         first: The look, complete; it need not know the classifier.
         classifier: The last linear layer as it is now.
-        settings: What to compute; metrics that need a second look are left out.
+        settings: What to compute; metrics that need a second pass are left out.
     """
     check_first(first, None)
     first = copy.copy(first)
@@ -217,7 +217,7 @@ def _warn_below_floor(nc1: float, dtype: torch.dtype | None) -> None:
         )
 
 
-def shape_values(names: Iterable[str], shape: Shape) -> dict[str, float]:
+def shape_values(names: Iterable[str], shape: ClassGeometry) -> dict[str, float]:
     """Compute those of the metrics that the geometry decides."""
     return {name: SHAPE[name](shape) for name in names if name in SHAPE}
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ncmonitor.catalogue import CATALOGUE
-from ncmonitor.geometry.vectors import Frame, Span
+from ncmonitor.geometry.vectors import GramSpectrum, Span
 from ncmonitor.inputs.conventions import Convention, convention_named
 from ncmonitor.measurement.class_geometry import weighted_sum
 from ncmonitor.measurement.report import PER_CLASS_KEYS, CollapseReport
 from ncmonitor.measurement.settings import Settings
 from ncmonitor.metrics import SHAPE
-from ncmonitor.metrics.arguments import Shape, class_weights
+from ncmonitor.metrics.arguments import ClassGeometry, class_weights
 from ncmonitor.metrics.minority import SELI_CLASSES
 from ncmonitor.theory import cosine_std_floor, etf_distance_floor, seli_grams
 
@@ -47,7 +47,7 @@ class Floors(NamedTuple):
 def collapse_floors(
     counts: Sequence[int] | Tensor,
     dim: int,
-    convention: str = "balanced",
+    convention: str = "per_class",
     metrics: Iterable[str] | None = None,
 ) -> Floors:
     """Return what NC2 and NC3 tend to under cross-entropy, rather than 0, for these classes.
@@ -110,11 +110,11 @@ def _at_seli(names: Iterable[str], sizes: Tensor, convention: Convention) -> dic
     """Measure the SELI geometry itself, as a network's would be."""
     values, vectors = torch.linalg.eigh(seli_grams(sizes)[0])
     values, vectors = values[1:].sqrt(), vectors[:, 1:]  # the first is 0, along 1
-    rows, means = Frame.of(vectors * values), Frame.of(vectors / values)
+    rows, means = GramSpectrum.of(vectors * values), GramSpectrum.of(vectors / values)
     shares = class_weights(sizes, samples=convention.sample_between)
     centred = means.vectors.minus(weighted_sum(means.vectors, shares))
     nothing = torch.zeros(len(sizes), dtype=torch.float64)
-    shape = Shape(
+    shape = ClassGeometry(
         convention=convention,
         counts=sizes,
         variances=nothing,

@@ -16,7 +16,7 @@ from ncmonitor.measurement.report import CollapseReport
 from ncmonitor.measurement.settings import Settings
 from ncmonitor.measurement.shuffled_labels import while_alive
 from ncmonitor.statistics.classifier import Classifier
-from ncmonitor.statistics.feature_cache import DEFAULT_BANK_BYTES, Budget, FeatureBank
+from ncmonitor.statistics.feature_cache import DEFAULT_CACHE_BYTES, Budget, FeatureCache
 from ncmonitor.statistics.moments import ClassMoments
 from ncmonitor.statistics.source_checks import num_classes_of
 
@@ -31,7 +31,7 @@ def measure_collapse(
     num_classes: int | None = None,
     reference: ClassMoments | None = None,
     metrics: MetricChoice = "default",
-    convention: str = "balanced",
+    convention: str = "per_class",
     superclasses: Sequence[int] | None = None,
     ridge: float = 0.0,
     ignore_index: int = IGNORE_INDEX,
@@ -54,8 +54,8 @@ def measure_collapse(
         metrics: What to compute beside the default: ``"all"``, or names of metrics and groups, as
             in ``["imbalance", "vci"]``; ``ncmonitor metrics`` lists them.
         convention: For NC1, NC2 of the means and NC3 self-duality (``ncmonitor metrics NAME`` says
-            so): ``"balanced"``, every class weighs the same; ``"sample"``, every sample does;
-            ``"papyan_demo"``, as in the notebook of Papyan, Han & Donoho (NC1 without 1/K and with
+            so): ``"per_class"``, every class weighs the same; ``"per_sample"``, every sample does;
+            ``"papyan_code"``, as in the notebook of Papyan, Han & Donoho (NC1 without 1/K and with
             sample-weighted Σ_W, sample standard deviation in equinorm, squared NC3). The others
             weigh classes equally whatever it says.
         superclasses: Block of each class, ``(K,)``: asks for ``sk_residual_block``.
@@ -87,7 +87,7 @@ def measure_collapse(
     def measure(*arrays: Any, null_seed: int | None = None) -> CollapseReport:
         features, labels, weight, bias, logits = arrays
         batch = [_batch_of(features, labels, logits)]
-        return measure_batches(
+        return measure_checked(
             batch, weight, bias, num_classes, reference, settings, null_seed=null_seed
         )
 
@@ -97,7 +97,7 @@ def measure_collapse(
     return replace(measure(*arrays), shuffle=while_alive(arrays, (0, 4), measure))
 
 
-def collapse_report(
+def measure_batches(
     batches: Iterable[Batch],
     weight: Any = None,
     bias: Any = None,
@@ -105,17 +105,17 @@ def collapse_report(
     num_classes: int | None = None,
     reference: ClassMoments | None = None,
     metrics: MetricChoice = "default",
-    convention: str = "balanced",
+    convention: str = "per_class",
     superclasses: Sequence[int] | None = None,
     ridge: float = 0.0,
     ignore_index: int = IGNORE_INDEX,
     null_seed: int | None = None,
-    bank_bytes: int = DEFAULT_BANK_BYTES,
+    cache_bytes: int = DEFAULT_CACHE_BYTES,
 ) -> CollapseReport:
     """Measure neural collapse of features that come in batches, of any total size.
 
     Every feature is looked at twice: for the class means, then for what needs them. In between,
-    up to ``bank_bytes`` of features are kept (a list or tuple of batches is in memory anyway);
+    up to ``cache_bytes`` of features are kept (a list or tuple of batches is in memory anyway);
     past the budget the iterable is read a second time and must give the same data.
 
     Args:
@@ -131,8 +131,8 @@ def collapse_report(
         ridge: As in :func:`measure_collapse`.
         ignore_index: As in :func:`measure_collapse`.
         null_seed: Also measure with labels shuffled by this seed, for ``report.null()``: two more
-            looks.
-        bank_bytes: Budget for keeping features between the looks.
+            passes.
+        cache_bytes: Budget for keeping features between the passes.
 
     Returns:
         The report; undefined metrics are ``nan``.
@@ -142,27 +142,27 @@ def collapse_report(
             exceeded by a source that can be read only once, or if two readings differ.
     """
     settings = Settings.of(metrics, convention, superclasses, ridge, ignore_index)
-    return measure_batches(
-        batches, weight, bias, num_classes, reference, settings, bank_bytes, null_seed
+    return measure_checked(
+        batches, weight, bias, num_classes, reference, settings, cache_bytes, null_seed
     )
 
 
-def measure_batches(
+def measure_checked(
     batches: Iterable[Batch],
     weight: Any,
     bias: Any,
     num_classes: int | None = None,
     reference: ClassMoments | None = None,
     settings: Settings | None = None,
-    bank_bytes: int = DEFAULT_BANK_BYTES,
+    cache_bytes: int = DEFAULT_CACHE_BYTES,
     null_seed: int | None = None,
 ) -> CollapseReport:
     """Look twice at every feature; twice more with shuffled labels if there is a seed.
 
-    As :func:`collapse_report`, with choices that have been checked.
+    As :func:`measure_batches`, with choices that have been checked.
     """
     settings = settings or Settings()
-    check_whole("bank_bytes", bank_bytes)
+    check_whole("cache_bytes", cache_bytes)
     if null_seed is not None:
         check_whole("null_seed", null_seed)
     if weight is None and bias is not None:
@@ -170,8 +170,8 @@ def measure_batches(
     classifier = None if weight is None else Classifier(weight, bias)
     count = num_classes_of(num_classes, classifier, reference)
     settings.check_classes(count)
-    budget = Budget(bank_bytes, in_memory=isinstance(batches, (list, tuple)))
-    study = Study(count, classifier, settings, FeatureBank(budget), reference)
+    budget = Budget(cache_bytes, in_memory=isinstance(batches, (list, tuple)))
+    study = Study(count, classifier, settings, FeatureCache(budget), reference)
     [report] = run([study], Single(batches), null_seed=null_seed)
     return report
 

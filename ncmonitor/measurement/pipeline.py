@@ -1,4 +1,4 @@
-"""How streams of features are measured: look, agree, look again, agree, report."""
+"""How streams of features are measured: a pass, agreement, a second pass, agreement, a report."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ncmonitor.measurement.settings import Settings
 from ncmonitor.measurement.shuffled_labels import only_for, permuted, relabelled
 from ncmonitor.statistics.accumulators import Maker
 from ncmonitor.statistics.classifier import Classifier
-from ncmonitor.statistics.feature_cache import Entry, FeatureBank
+from ncmonitor.statistics.feature_cache import Entry, FeatureCache
 from ncmonitor.statistics.moments import ClassMoments
-from ncmonitor.statistics.passes import FirstLook
-from ncmonitor.statistics.process_group import ALONE, Alone
+from ncmonitor.statistics.passes import FirstPass
+from ncmonitor.statistics.process_group import SINGLE_PROCESS, ProcessGroup
 from ncmonitor.statistics.source_checks import check_first, check_rereadable, check_same
 
 Batch = Sequence[Any]
@@ -31,51 +31,51 @@ class Study:
         num_classes: Number of classes K.
         classifier: The last linear layer; ``None`` for features alone.
         settings: What to compute.
-        bank: Keeps the features between the looks.
+        cache: Keeps the features between the passes.
         reference: Moments whose class means decide the nearest class; ``None``: the stream's own.
         makers: Of what else is to see every feature, beside the metrics; not of shuffled labels.
-        first: The first look: of this rank's share, and of all once they have met.
+        first: The first pass: of this rank's share, and of all once they have met.
     """
 
     num_classes: int
     classifier: Classifier | None
     settings: Settings
-    bank: FeatureBank
+    cache: FeatureCache
     reference: ClassMoments | None = None
     makers: Sequence[Maker] = ()
-    first: FirstLook = field(init=False)
+    first: FirstPass = field(init=False)
 
     def __post_init__(self) -> None:
-        """Start the first look."""
-        self.first = self.look()
+        """Start the first pass."""
+        self.first = self.first_pass()
         self._share = self.first
 
-    def look(self) -> FirstLook:
-        """Return a fresh first look."""
-        return FirstLook(self.num_classes, self.classifier, self.settings.ignore_index)
+    def first_pass(self) -> FirstPass:
+        """Return a fresh first pass."""
+        return FirstPass(self.num_classes, self.classifier, self.settings.ignore_index)
 
     def take(self, batch: Batch) -> None:
-        """Take a batch into the first look, and keep it while there is room."""
-        self.bank.add(*_seen(batch, self.first))
+        """Take a batch into the first pass, and keep it while there is room."""
+        self.cache.add(*_seen(batch, self.first))
 
-    def meet(self, ranks: Alone) -> None:
-        """Join the first looks of all ranks."""
+    def meet(self, ranks: ProcessGroup) -> None:
+        """Join the first passes of all ranks."""
         self.first = self._share.over(ranks)
 
-    def evaluate(self, first: FirstLook, makers: Sequence[Maker] = ()) -> Evaluation:
-        """Return what is left to do, after a first look."""
+    def evaluate(self, first: FirstPass, makers: Sequence[Maker] = ()) -> Evaluation:
+        """Return what is left to do, after a first pass."""
         check_first(first, self.reference)
         return Evaluation(first, self.reference, self.settings, makers)
 
-    def check_same(self, again: FirstLook) -> None:
+    def check_same(self, again: FirstPass) -> None:
         """Raise unless a second reading gave what the first one did."""
-        check_same(self._share, again, self.bank.budget.needed)
+        check_same(self._share, again, self.cache.budget.needed)
 
 
 def run(
     studies: Sequence[Study],
     batches: Iterable[Sequence[Batch]],
-    ranks: Alone = ALONE,
+    ranks: ProcessGroup = SINGLE_PROCESS,
     null_seed: int | None = None,
 ) -> list[CollapseReport]:
     """Measure several streams that come side by side, such as the layers of one network.
@@ -98,7 +98,7 @@ def run(
                 study.take(part)
     for study in studies:
         study.meet(ranks)
-    budget = studies[0].bank.budget
+    budget = studies[0].cache.budget
     with ranks.together():
         after = [study.evaluate(study.first, study.makers) for study in studies]
         if not budget.enough:
@@ -119,19 +119,19 @@ def _again(
     studies: Sequence[Study], batches: Iterable[Sequence[Batch]]
 ) -> Iterator[Sequence[Entry]]:
     """Iterate over the streams once more: from memory, or by reading them again."""
-    if studies[0].bank.budget.enough:
-        yield from zip(*(study.bank for study in studies), strict=True)
+    if studies[0].cache.budget.enough:
+        yield from zip(*(study.cache for study in studies), strict=True)
         return
-    looks = [study.look() for study in studies]
+    passes = [study.first_pass() for study in studies]
     for parts in batches:
         # Streams that are not asked for come after those that are.
-        yield [_seen(part, look) for part, look in zip(parts, looks, strict=False)]
-    for study, look in zip(studies, looks, strict=True):
-        study.check_same(look)
+        yield [_seen(part, each) for part, each in zip(parts, passes, strict=False)]
+    for study, each in zip(studies, passes, strict=True):
+        study.check_same(each)
 
 
 def _null(
-    study: Study, batches: Iterable[Sequence[Batch]], ranks: Alone, seed: int
+    study: Study, batches: Iterable[Sequence[Batch]], ranks: ProcessGroup, seed: int
 ) -> CollapseReport | Exception:
     """Return the report of shuffled labels; a null that fails must not take the rest with it."""
 
@@ -139,11 +139,11 @@ def _null(
         for [entry] in _again([study], batches):
             yield entry
 
-    labels = study.bank.labels
+    labels = study.cache.labels
     try:
         shuffled = permuted(labels, study.num_classes, seed, ranks)
         with ranks.together():
-            look, again = relabelled(study.look(), entries, labels, shuffled)
+            look, again = relabelled(study.first_pass(), entries, labels, shuffled)
         look = look.over(ranks)
         with ranks.together():
             evaluation = study.evaluate(look)
@@ -155,7 +155,7 @@ def _null(
         return error
 
 
-def _seen(batch: Batch, look: FirstLook) -> Entry:
+def _seen(batch: Batch, look: FirstPass) -> Entry:
     if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
         kind = type(batch).__name__
         size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""

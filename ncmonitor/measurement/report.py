@@ -37,7 +37,7 @@ class CollapseReport:
         error: Share of samples the network gets wrong; ``nan`` without logits or classifier.
         cross_entropy: Mean cross-entropy of the logits in nats; ``nan`` likewise.
         samples: Number of samples measured.
-        convention: How classes are weighted: ``"balanced"``, ``"sample"`` or ``"papyan_demo"``.
+        convention: How classes are weighted: ``"per_class"``, ``"per_sample"``, ``"papyan_code"``.
         vectors: Metrics that have one number per class, ``(K,)`` float64, ``nan`` without samples.
         shuffle: From a seed to the null; see :meth:`null`.
     """
@@ -47,7 +47,7 @@ class CollapseReport:
     error: float = math.nan
     cross_entropy: float = math.nan
     samples: int = 0
-    convention: str = "balanced"
+    convention: str = "per_class"
     vectors: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
     shuffle: Callable[[int], CollapseReport] | None = field(default=None, compare=False)
 
@@ -109,7 +109,7 @@ class CollapseReport:
         check_whole("seed", seed)
         if self.shuffle is None:
             raise InputError(
-                "this report cannot be measured again: pass null_seed= to collapse_report, or "
+                "this report cannot be measured again: pass null_seed= to measure_batches, or "
                 "null_seed= to the callback"
             )
         return self.shuffle(int(seed))

@@ -26,7 +26,7 @@ class Settings:
     """
 
     names: tuple[str, ...] = METRIC_NAMES
-    convention: Convention = CONVENTIONS["balanced"]
+    convention: Convention = CONVENTIONS["per_class"]
     superclasses: tuple[int, ...] | None = None
     ridge: float = 0.0
     ignore_index: int = IGNORE_INDEX
@@ -35,7 +35,7 @@ class Settings:
     def of(
         cls,
         metrics: MetricChoice = "default",
-        convention: str = "balanced",
+        convention: str = "per_class",
         superclasses: Sequence[int] | None = None,
         ridge: float = 0.0,
         ignore_index: int = IGNORE_INDEX,

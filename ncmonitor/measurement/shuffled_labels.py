@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ncmonitor.errors import InputError
 from ncmonitor.statistics.feature_cache import Entry
-from ncmonitor.statistics.passes import FirstLook
-from ncmonitor.statistics.process_group import Alone
+from ncmonitor.statistics.passes import FirstPass
+from ncmonitor.statistics.process_group import ProcessGroup
 
 if TYPE_CHECKING:
     from ncmonitor.measurement.report import CollapseReport
@@ -21,9 +21,9 @@ Source = Callable[[], Iterable[Entry]]
 
 
 def relabelled(
-    look: FirstLook, source: Source, labels: Sequence[Tensor], shuffled: Tensor
-) -> tuple[FirstLook, Iterator[Entry]]:
-    """Take a first look at a stream with shuffled labels, and prepare the second.
+    look: FirstPass, source: Source, labels: Sequence[Tensor], shuffled: Tensor
+) -> tuple[FirstPass, Iterator[Entry]]:
+    """Take a first pass at a stream with shuffled labels, and prepare the second.
 
     Counts per class stay as they are; features and predictions too.
 
@@ -42,8 +42,9 @@ def relabelled(
         for (features, own, predicted), before, part in zip(source(), labels, parts, strict=False):
             if not torch.equal(own, before):  # of every sample one label, at every reading
                 raise InputError(
-                    "the source gives its samples in another order at each reading, so that no "
-                    "null can be measured: pass a loader without shuffling, or a larger bank_bytes="
+                    "the source gives its samples in another order at each reading, so that no null "
+                    "can be measured: pass a loader that does not shuffle, or a larger "
+                    "cache_bytes="
                 )
             yield features, part, predicted
 
@@ -52,7 +53,7 @@ def relabelled(
     return look, entries()
 
 
-def permuted(labels: Sequence[Tensor], num_classes: int, seed: int, ranks: Alone) -> Tensor:
+def permuted(labels: Sequence[Tensor], num_classes: int, seed: int, ranks: ProcessGroup) -> Tensor:
     """Return this rank's share of all ranks' labels in another order; a collective.
 
     Args:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ncmonitor.catalogue import CATALOGUE
 from ncmonitor.geometry.pairs import pair_count
-from ncmonitor.geometry.vectors import Frame, Vectors
+from ncmonitor.geometry.vectors import GramSpectrum, Vectors
 from ncmonitor.metrics import class_symmetry as symmetry
 from ncmonitor.metrics import covariance as total
 from ncmonitor.metrics import duality, variability
 from ncmonitor.metrics import equiangularity as frames
 from ncmonitor.metrics import minority as imbalance
-from ncmonitor.metrics.arguments import Shape, Spread, class_weights
+from ncmonitor.metrics.arguments import ClassGeometry, WithinClassStatistics, class_weights
 from ncmonitor.theory import etf_distance_floor
 
 
@@ -24,7 +24,7 @@ def _unless(undefined: bool, value: Callable[[], float]) -> float:
     return math.nan if undefined else value()
 
 
-def _self_duality(s: Shape, *, centred: bool = False, squared: bool = False) -> float:
+def _self_duality(s: ClassGeometry, *, centred: bool = False, squared: bool = False) -> float:
     if s.flat or (centred and s.equal_rows):
         return math.nan
     rows = s.rows.centred if centred else s.rows.vectors
@@ -32,34 +32,34 @@ def _self_duality(s: Shape, *, centred: bool = False, squared: bool = False) -> 
     return value**2 if squared or s.convention.nc3_squared else value
 
 
-def _etf_means(s: Shape) -> float:
+def _etf_means(s: ClassGeometry) -> float:
     if s.convention.sample_between:  # not centred on the plain mean
-        return frames.etf_distance(Frame.of(s.centred), centred=False)
+        return frames.etf_distance(GramSpectrum.of(s.centred), centred=False)
     return frames.etf_distance(s.means, centred=True)
 
 
-def _raw_means(s: Shape) -> Vectors:
+def _raw_means(s: ClassGeometry) -> Vectors:
     """Return the class means as they are."""
     return s.means.vectors.minus(-s.origin)
 
 
-def _constant(s: Shape) -> Tensor:
+def _constant(s: ClassGeometry) -> Tensor:
     assert s.constant is not None
     return s.constant
 
 
-def _logit_breaking(s: Shape) -> float:
+def _logit_breaking(s: ClassGeometry) -> float:
     constant = _constant(s) - _constant(s).mean()
     return symmetry.logit_breaking(s.means.centred, s.rows.centred, constant)
 
 
-def _block_residual(s: Shape) -> float:
+def _block_residual(s: ClassGeometry) -> float:
     blocks = imbalance.minority(s.counts).long() if s.blocks is None else s.blocks
     numbered = torch.unique(blocks, return_inverse=True)[1]
     return symmetry.block_residual(s.means, numbered)
 
 
-def _s_min_ratio(s: Shape) -> float:
+def _s_min_ratio(s: ClassGeometry) -> float:
     values = s.span.singular_values
     return math.nan if s.span.rank == 0 else float(values[-1] / values[0])
 
@@ -69,8 +69,8 @@ def mantissa_bits(dtype: torch.dtype) -> float:
     return 1 - math.log2(torch.finfo(dtype).eps)
 
 
-#: From the first look alone; names as in the catalogue.
-SHAPE: dict[str, Callable[[Shape], float]] = {
+#: From the first pass alone; names as in the catalogue.
+SHAPE: dict[str, Callable[[ClassGeometry], float]] = {
     "nc1_quotient": lambda s: _unless(
         s.flat or float(s.counts.max()) <= 1,
         lambda: variability.nc1_quotient(s.variances, s.weights, s.span.singular_values),
@@ -152,19 +152,19 @@ SHAPE: dict[str, Callable[[Shape], float]] = {
 }
 
 
-def _nc1(s: Spread) -> float:
+def _nc1(s: WithinClassStatistics) -> float:
     factor = len(s.counts) if s.convention.nc1_times_k else 1
     return variability.nc1(s.whitened, s.weights) * factor
 
 
-def _directional(s: Spread) -> float:
+def _directional(s: WithinClassStatistics) -> float:
     if s.undefined or s.directional is None:
         return math.nan
     return variability.nc1_cdnv_directional(s.directional)
 
 
-#: From the second look.
-SPREAD: dict[str, Callable[[Spread], float]] = {
+#: From the second pass.
+SPREAD: dict[str, Callable[[WithinClassStatistics], float]] = {
     "nc1": lambda s: _unless(s.undefined, lambda: _nc1(s)),
     "within_in_span_frac": lambda s: _unless(
         s.undefined,

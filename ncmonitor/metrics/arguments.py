@@ -1,4 +1,4 @@
-"""What the metrics read: the geometry that the first look tells, and the spread of the second."""
+"""What the metrics read: the geometry that the first pass tells, and the spread of the second."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ncmonitor.geometry.vectors import Frame, Span, Vectors
+from ncmonitor.geometry.vectors import GramSpectrum, Span, Vectors
 from ncmonitor.inputs.conventions import Convention
 from ncmonitor.metrics import covariance as total
 from ncmonitor.metrics import duality
@@ -17,8 +17,8 @@ from ncmonitor.metrics import equiangularity as frames
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What the first look tells of one split: its present classes, at fixed weights.
+class ClassGeometry:
+    """What the first pass tells of one split: its present classes, at fixed weights.
 
     Attributes:
         convention: How classes are weighted.
@@ -41,10 +41,10 @@ class Shape:
     counts: Tensor
     variances: Tensor
     feature_norms: Tensor
-    means: Frame
+    means: GramSpectrum
     centred: Vectors
     span: Span
-    classifier: Frame | None
+    classifier: GramSpectrum | None
     constant: Tensor | None
     bias: Tensor | None
     origin: Tensor
@@ -53,7 +53,7 @@ class Shape:
     feature_dtype: torch.dtype
 
     @property
-    def rows(self) -> Frame:
+    def rows(self) -> GramSpectrum:
         """The classifier, for metrics that are computed only where there is one."""
         assert self.classifier is not None
         return self.classifier
@@ -103,8 +103,8 @@ def class_weights(counts: Tensor, *, samples: bool) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Spread:
-    """What the second look tells; holds no class mean, which many classes make large.
+class WithinClassStatistics:
+    """What the second pass tells; holds no class mean, which many classes make large.
 
     Attributes:
         convention: How classes are weighted.
@@ -133,7 +133,7 @@ class Spread:
     margin: float = math.nan
     directional: Tensor | None = None
     fuzziness: float = math.nan
-    second_moments: total.Total | None = None
+    second_moments: total.WithinCovariance | None = None
     loss: total.SquaredLoss | None = None
 
     @property
@@ -147,7 +147,7 @@ class Spread:
         return self.rank == 0 or float(self.counts.max()) <= 1
 
     @property
-    def moments(self) -> total.Total:
+    def moments(self) -> total.WithinCovariance:
         """The second moments, for metrics that asked for them."""
         assert self.second_moments is not None
         return self.second_moments

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ncmonitor.geometry import vectors as geometry
 from ncmonitor.geometry.pairs import PAIR_CLASSES, pair_average, sampled_columns
-from ncmonitor.geometry.vectors import Frame, Vectors
+from ncmonitor.geometry.vectors import GramSpectrum, Vectors
 
 
-def sk_breaking(frame: Frame, *, centred: bool) -> float:
+def sk_breaking(frame: GramSpectrum, *, centred: bool) -> float:
     """Distance of a Gram matrix from its average over permutations, ``‖G − R(G)‖_F/‖G‖_F``.
 
     On the complement of 1, R(G) has the mean of the eigenvalues; along 1 it keeps the trivial one;
@@ -42,7 +42,7 @@ def sk_breaking(frame: Frame, *, centred: bool) -> float:
     return math.sqrt(residual / total) if total > 0 else math.nan
 
 
-def sk_breaking_norm(frame: Frame) -> float:
+def sk_breaking_norm(frame: GramSpectrum) -> float:
     """Part of the breaking that unequal lengths explain, ``√(K/(K−2) Σ(G_cc − Ḡ)²)/‖G‖_F``.
 
     The standard representation: deviations of the diagonal and the row effects they force.
@@ -64,7 +64,7 @@ def sk_breaking_norm(frame: Frame) -> float:
     return math.sqrt(count / (count - 2) * excess / total)
 
 
-def sk_breaking_pair(frame: Frame) -> float:
+def sk_breaking_pair(frame: GramSpectrum) -> float:
     """Rest of the breaking: similarity between particular classes.
 
     The representation (K−2, 2): off the diagonal ``E_ij = G_ij − ō + (x_i + x_j)/(K−2)`` with
@@ -94,7 +94,7 @@ def sk_breaking_pair(frame: Frame) -> float:
     return math.sqrt(average * count * (count - 1) / float(frame.eigenvalues.square().sum()))
 
 
-def of_etf_index(frame: Frame) -> float:
+def of_etf_index(frame: GramSpectrum) -> float:
     """Trivial over mean standard eigenvalue of the Gram matrix: where between ETF and frame.
 
     ``(1ᵀG1/K) / ((tr G − 1ᵀG1/K)/(K−1))`` for G = VVᵀ. Cost: none beyond the spectrum.
@@ -112,7 +112,7 @@ def of_etf_index(frame: Frame) -> float:
     return frame.trivial / standard if standard > 0 else math.inf
 
 
-def block_residual(frame: Frame, blocks: Tensor) -> float:
+def block_residual(frame: GramSpectrum, blocks: Tensor) -> float:
     """What is left of the breaking when blocks of classes may differ, ``‖G − R_Y(G)‖_F/‖G‖_F``.
 
     R_Y averages over permutations within each block: diagonals by block, the rest by pair of

@@ -21,7 +21,7 @@ from ncmonitor.geometry.vectors import Span, Vectors
 
 
 @dataclass(frozen=True)
-class Total:
+class WithinCovariance:
     """Within-class covariance beside the class means, class-balanced.
 
     Attributes:
@@ -99,7 +99,7 @@ class Total:
         return float(self.spectrum.sum()) <= self.resolution**2
 
 
-def vci(total: Total) -> float:
+def vci(total: WithinCovariance) -> float:
     """Variability collapse index, ``1 − tr(Σ_T⁺ Σ_B)/rank Σ_B``, as ``Ave_r c_r/(1 + c_r)``.
 
     Cost: N d² and d³ in float64.
@@ -117,7 +117,7 @@ def vci(total: Total) -> float:
     return float((total.ratios / (1 + total.ratios)).mean()) if total.span.rank else math.nan
 
 
-def entropy_rank(total: Total) -> float:
+def entropy_rank(total: WithinCovariance) -> float:
     """Effective number of directions of all features, ``exp(−Σ p log p)``. Cost: N d² and d³.
 
     Args:
@@ -134,7 +134,7 @@ def entropy_rank(total: Total) -> float:
     return math.exp(-float(torch.special.xlogy(shares, shares).sum()))
 
 
-def numerical_rank(total: Total, *, threshold: float = 1e-3) -> float:
+def numerical_rank(total: WithinCovariance, *, threshold: float = 1e-3) -> float:
     """Number of eigenvalues of Σ_T above ``threshold`` times the largest. Cost: N d² and d³.
 
     Args:
@@ -173,7 +173,12 @@ class SquaredLoss(NamedTuple):
 
 
 def squared_loss(
-    total: Total, weight: Tensor, at_mean: Tensor, bias: Tensor, mean: Tensor, ridge: float = 0.0
+    total: WithinCovariance,
+    weight: Tensor,
+    at_mean: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    ridge: float = 0.0,
 ) -> SquaredLoss:
     """Decompose the class-balanced squared loss of a linear classifier.
 
@@ -204,7 +209,7 @@ def squared_loss(
     return SquaredLoss(nc1, nc23, _off_least_squares(total, weight, at_mean))
 
 
-def _off_least_squares(total: Total, weight: Tensor, at_mean: Tensor) -> float:
+def _off_least_squares(total: WithinCovariance, weight: Tensor, at_mean: Tensor) -> float:
     """``½ tr(Δ_W Σ_T Δ_Wᵀ) + ½‖Wμ_G + b − 1/K‖²``: W_LS goes through (μ_G, 1/K)."""
     count, rank = total.count, total.span.rank
     coordinates = total.means.all() @ total.span.basis / total.deviations / count  # (K, r)
@@ -219,7 +224,12 @@ def _off_least_squares(total: Total, weight: Tensor, at_mean: Tensor) -> float:
 
 
 def _ridge_loss(
-    total: Total, weight: Tensor, at_mean: Tensor, bias: Tensor, mean: Tensor, ridge: float
+    total: WithinCovariance,
+    weight: Tensor,
+    at_mean: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    ridge: float,
 ) -> SquaredLoss:
     count, centred = total.count, total.means.all()
     eye = torch.eye(len(mean), dtype=torch.float64)

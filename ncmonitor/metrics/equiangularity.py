@@ -1,9 +1,9 @@
 """NC2: how far K vectors are from a simplex equiangular tight frame (ETF).
 
-Every function takes the vectors, or their :class:`~ncmonitor.geometry.vectors.Frame`: the *centred*
-class means, or the rows of the classifier as they are (Papyan, Han & Donoho 2020 centre the means
-and not the weights). All are 0 for a simplex ETF and invariant to scale, rotation and the order
-of the classes.
+Every function takes the vectors, or their :class:`~ncmonitor.geometry.vectors.GramSpectrum`: the
+*centred* class means, or the rows of the classifier as they are (Papyan, Han & Donoho 2020 centre
+the means and not the weights). All are 0 for a simplex ETF and invariant to scale, rotation and
+the order of the classes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 import torch
 
 from ncmonitor.geometry.pairs import PAIR_CLASSES, pair_average, tiles
-from ncmonitor.geometry.vectors import Frame, Vectors
+from ncmonitor.geometry.vectors import GramSpectrum, Vectors
 
 #: Above so many classes :func:`one_vs_rest` is not computed.
 ONE_VS_REST_CLASSES: Final = 256
@@ -79,14 +79,14 @@ def _cosine_std(unit: Vectors) -> float:
     With o the mean cosine, ``K(K−1) Var = ‖UUᵀ − (1−o)I − o11ᵀ‖_F²``: the diagonal cancels, and
     the rest is a sum of squares over the spectrum.
     """
-    frame, count = Frame.of(unit), len(unit)
+    frame, count = GramSpectrum.of(unit), len(unit)
     common = (count * frame.trivial - count) / (count * (count - 1))
     standard = float((frame.eigenvalues - (1 - common)).square().sum())
     along = frame.trivial - (1 - common) - common * count
     return math.sqrt((standard + frame.coupling + along**2) / (count * (count - 1)))
 
 
-def etf_distance(frame: Frame, *, centred: bool) -> float:
+def etf_distance(frame: GramSpectrum, *, centred: bool) -> float:
     """Frobenius distance between the unit-norm Gram matrix and that of a simplex ETF.
 
     ``‖G/‖G‖_F − P/√(K−1)‖_F`` with ``G = VVᵀ`` and ``P = I − 11ᵀ/K``. Split along 1 and its
@@ -114,7 +114,7 @@ def etf_distance(frame: Frame, *, centred: bool) -> float:
     return math.sqrt(standard + (coupling + trivial**2) / norm**2)
 
 
-def participation_ratio(frame: Frame) -> float:
+def participation_ratio(frame: GramSpectrum) -> float:
     """Number of directions that K centred vectors fill evenly, ``(Σλ)² / Σλ²``.
 
     Args:

@@ -96,3 +96,20 @@ def _named(schedule: str, max_epochs: int | None) -> Collection[int]:
         scale = max_epochs / PAPYAN_EPOCHS[-1]
         return {max(1, round(epoch * scale)) for epoch in PAPYAN_EPOCHS}
     return {int(epoch) for epoch in np.geomspace(1, max_epochs, _LOG_POINTS).round()}
+
+
+def is_due(schedule: Schedule, epoch: int, before: int | None, max_epochs: int | None) -> bool:
+    """Tell whether an epoch is scheduled, or one is since ``before`` that was not measured.
+
+    Args:
+        schedule: ``"log"`` has a meaning without an end, too.
+        epoch: Completed epochs, measured.
+        before: When something was due the last time; ``None``: never.
+        max_epochs: Planned length of the run; the last epoch is due.
+    """
+    if before is None or epoch == max_epochs:
+        return True
+    plan = scheduled_epochs(schedule, max_epochs, endless=True)
+    if isinstance(plan, int):
+        return epoch // plan > before // plan
+    return any(before < wanted <= epoch for wanted in plan)

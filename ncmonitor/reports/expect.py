@@ -62,7 +62,7 @@ class Bounds(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Expectation:
+class ExpectedBounds:
     """Bounds of quantities at one epoch.
 
     Attributes:
@@ -74,7 +74,7 @@ class Expectation:
     bounds: tuple[Bounds, ...]
 
     @classmethod
-    def of(cls, expect: object) -> Expectation:
+    def of(cls, expect: object) -> ExpectedBounds:
         """Read the option; anything wrong in it is the user's mistake.
 
         Args:
@@ -90,7 +90,7 @@ class Expectation:
         return expectation
 
 
-def read_expectation(run_dir: str | Path) -> tuple[Expectation | None, list[str]]:
+def read_expectation(run_dir: str | Path) -> tuple[ExpectedBounds | None, list[str]]:
     """Read what a run's ``config.yaml`` expects; whatever is wrong with it becomes a caution.
 
     Args:
@@ -118,7 +118,7 @@ def read_expectation(run_dir: str | Path) -> tuple[Expectation | None, list[str]
     return expectation, [said + "; …" * (len(mistakes) > 3)]
 
 
-def _read(expect: object) -> tuple[Expectation | None, list[str]]:
+def _read(expect: object) -> tuple[ExpectedBounds | None, list[str]]:
     """Return what can be read, and what is wrong."""
     if not isinstance(expect, Mapping):
         return None, [f"expect must be a dict of metrics, got {expect!r:.80}"]
@@ -136,7 +136,7 @@ def _read(expect: object) -> tuple[Expectation | None, list[str]]:
             mistakes.append(str(error))
     if not bounds and not mistakes:
         mistakes.append("expect names no metric beside its epoch")
-    return (Expectation(epoch, tuple(bounds)) if bounds else None), mistakes
+    return (ExpectedBounds(epoch, tuple(bounds)) if bounds else None), mistakes
 
 
 def _bounds(key: str, value: Any) -> Bounds:

@@ -12,7 +12,7 @@ from ncmonitor.errors import InputError
 from ncmonitor.monitor.history import NULL_SPLIT, read_history
 from ncmonitor.monitor.history_queries import is_recorded, split_rows
 from ncmonitor.monitor.provenance import read_run
-from ncmonitor.reports.expect import Bounds, Expectation, is_number, read_expectation
+from ncmonitor.reports.expect import Bounds, ExpectedBounds, is_number, read_expectation
 from ncmonitor.reports.verdict import MAIN, number, section
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Finding(NamedTuple):
 
 
 def findings(
-    history: pd.DataFrame, run: Mapping[str, Any], expectation: Expectation
+    history: pd.DataFrame, run: Mapping[str, Any], expectation: ExpectedBounds
 ) -> list[Finding]:
     """Hold a run against what is expected of it: NC1 to NC4 in order, then whatever else is.
 

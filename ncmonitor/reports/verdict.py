@@ -19,7 +19,7 @@ _SUPERSCRIPT: Final = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸�
 
 
 @dataclass(frozen=True)
-class Standing:
+class CurrentValue:
     """Where one quantity of the training set stands.
 
     Attributes:
@@ -88,7 +88,7 @@ def headline(history: pd.DataFrame) -> str:
     )
 
 
-def standings(history: pd.DataFrame) -> list[Standing]:
+def standings(history: pd.DataFrame) -> list[CurrentValue]:
     """Say where NC1 to NC4 stand on the training set at its last successful measurement."""
     train = split_rows(history, "train")
     done = train[~_failed(train)]
@@ -107,7 +107,7 @@ def standings(history: pd.DataFrame) -> list[Standing]:
             other = (float(values.iloc[-1]), split) if len(values) else None
         least = known.sort_values(name, kind="stable").iloc[0] if len(known) else None
         found.append(
-            Standing(
+            CurrentValue(
                 CATALOGUE[name],
                 epoch,
                 float(done[name].iloc[-1]),

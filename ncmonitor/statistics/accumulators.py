@@ -1,4 +1,4 @@
-"""Opt-in companions of the second look: what else is computed from the same residuals."""
+"""Opt-in companions of the second pass: what else is computed from the same residuals."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor
 from ncmonitor.geometry.pairs import sampled_columns
 from ncmonitor.geometry.vectors import Span, Vectors
 from ncmonitor.inputs.tensors import Scratch
-from ncmonitor.statistics.class_means import Centres
-from ncmonitor.statistics.process_group import Alone
+from ncmonitor.statistics.class_means import ClassMeans
+from ncmonitor.statistics.process_group import ProcessGroup
 
 if TYPE_CHECKING:
-    from ncmonitor.statistics.passes import FirstLook
+    from ncmonitor.statistics.passes import FirstPass
 
 
 @dataclass(frozen=True)
 class Block:
-    """A block of samples as the second look sees it.
+    """A block of samples as the second pass sees it.
 
     Attributes:
         features: ``(n, d)``.
@@ -37,21 +37,21 @@ class Block:
     projected: Tensor
 
 
-class Companion(Protocol):
-    """Something that takes in every block of the second look."""
+class Accumulator(Protocol):
+    """Something that takes in every block of the second pass."""
 
     def absorb(self, block: Block) -> None:
         """Take in a block."""
 
-    def meet(self, ranks: Alone) -> None:
+    def meet(self, ranks: ProcessGroup) -> None:
         """Make the sums those of all ranks, once each has taken in its last block."""
 
 
-#: Makes a companion from the first look at a split, complete, and from its centres.
-Maker = Callable[["FirstLook", Centres], Companion]
+#: Makes a companion from the first pass at a split, complete, and from its centres.
+Maker = Callable[["FirstPass", ClassMeans], Accumulator]
 
 
-class Scatter:
+class WithinClassScatter:
     """Class-balanced within-class covariance, d × d.
 
     Args:
@@ -71,7 +71,7 @@ class Scatter:
         rows = block.residuals * self._roots[block.labels][:, None]
         self._sum.addmm_(rows.T, rows)
 
-    def meet(self, ranks: Alone) -> None:
+    def meet(self, ranks: ProcessGroup) -> None:
         """Make the sums those of all ranks."""
         self._sum = ranks.sum(self._sum)
 
@@ -91,7 +91,7 @@ class Fuzziness:
         samples: N.
     """
 
-    def __init__(self, centres: Centres, span: Span, weighted: Span, samples: int) -> None:
+    def __init__(self, centres: ClassMeans, span: Span, weighted: Span, samples: int) -> None:
         turn = span.basis.T @ weighted.basis / (weighted.resolved / centres.unit)
         self._turn = turn.to(centres.basis)
         self._scale = len(centres.present) / samples
@@ -103,7 +103,7 @@ class Fuzziness:
         squares = (block.projected @ self._turn).square_().sum(1, dtype=torch.float64)
         self._sum += torch.where(block.labels < self._classes, squares, 0.0).sum()
 
-    def meet(self, ranks: Alone) -> None:
+    def meet(self, ranks: ProcessGroup) -> None:
         """Make the sums those of all ranks."""
         self._sum = ranks.sum(self._sum)
 
@@ -125,7 +125,7 @@ class Directional:
         resolution: Distance at which two means coincide.
     """
 
-    def __init__(self, centres: Centres, means: Vectors, span: Span, resolution: float) -> None:
+    def __init__(self, centres: ClassMeans, means: Vectors, span: Span, resolution: float) -> None:
         count, device = len(means), centres.device
         self._position = centres.position
         self._counts = centres.moments.counts[centres.present].double()
@@ -151,7 +151,7 @@ class Directional:
         kept = torch.where(block.labels < len(self._position) - 1, values, 0.0)
         self._sums.index_add_(0, position, kept)
 
-    def meet(self, ranks: Alone) -> None:
+    def meet(self, ranks: ProcessGroup) -> None:
         """Make the sums those of all ranks."""
         self._sums = ranks.sum(self._sums)
 
@@ -168,7 +168,7 @@ class Margin:
         centres: Those that decide.
     """
 
-    def __init__(self, centres: Centres) -> None:
+    def __init__(self, centres: ClassMeans) -> None:
         self._centres = centres
         self._scratch = Scratch()
         self._values: list[Tensor] = []
@@ -187,7 +187,7 @@ class Margin:
         counted = labels < centres.moments.num_classes
         self._values.append(torch.where(counted, margin, torch.nan))
 
-    def meet(self, ranks: Alone) -> None:
+    def meet(self, ranks: ProcessGroup) -> None:
         """Take in the margins of all ranks."""
         mine = torch.cat(self._values).cpu() if self._values else torch.empty(0)
         self._values = [values for values in ranks.gather(mine) if len(values)]

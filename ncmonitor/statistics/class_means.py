@@ -1,4 +1,4 @@
-"""Class means as the second look uses them: to subtract, to project on, to measure against."""
+"""Class means as the second pass uses them: to subtract, to project on, to measure against."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ncmonitor.statistics.moments import ClassMoments
 TABLE_CLASSES: Final = 2048
 
 
-class Centre(NamedTuple):
+class GlobalMean(NamedTuple):
     """The global mean, given in two parts of which the first takes a common offset out exactly.
 
     Attributes:
@@ -33,7 +33,7 @@ class Centre(NamedTuple):
         return moments.sums.means_about(self.origin, classes) - self.mean
 
 
-class Centres:
+class ClassMeans:
     """Class means ready for subtraction from features without losing the small difference.
 
     Args:
@@ -43,7 +43,9 @@ class Centres:
         present: Indices of those classes, ``(K_S,)``.
     """
 
-    def __init__(self, moments: ClassMoments, centre: Centre, span: Span, present: Tensor) -> None:
+    def __init__(
+        self, moments: ClassMoments, centre: GlobalMean, span: Span, present: Tensor
+    ) -> None:
         references = moments.references
         self.moments, self.device = moments, references.device
         self._scratch = Scratch()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ncmonitor.inputs import tensors
 from ncmonitor.inputs.tensors import Scratch
-from ncmonitor.statistics.process_group import Alone
+from ncmonitor.statistics.process_group import ProcessGroup
 
 #: Elements up to which the class means are tabulated in float64: 64 MiB.
 TABLE_ELEMENTS = 2**23
@@ -161,7 +161,7 @@ class Sums:
             total.outer += other.outer
         return total
 
-    def over(self, ranks: Alone) -> Sums:
+    def over(self, ranks: ProcessGroup) -> Sums:
         """Return the sums of all ranks, about the references of the first rank that has each."""
         total = self.to(self.device)
         seen = total.counts > 0

@@ -1,4 +1,4 @@
-"""Features kept between the two looks, so that the network runs once."""
+"""Features kept between the two passes, so that the network runs once."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Final
 import torch
 from torch import Tensor
 
-DEFAULT_BANK_BYTES: Final = 2**30
+DEFAULT_CACHE_BYTES: Final = 2**30
 
 Entry = tuple[Tensor, Tensor, "Tensor | None"]
 
 
 class Budget:
-    """Bytes that all features kept between two looks may take together.
+    """Bytes that all features kept between two passes may take together.
 
     Args:
         limit: How many.
@@ -24,7 +24,7 @@ class Budget:
         needed: Bytes of everything that was to be kept.
     """
 
-    def __init__(self, limit: int = DEFAULT_BANK_BYTES, *, in_memory: bool = False) -> None:
+    def __init__(self, limit: int = DEFAULT_CACHE_BYTES, *, in_memory: bool = False) -> None:
         self.limit, self.in_memory, self.needed = limit, in_memory, 0
 
     @property
@@ -33,12 +33,12 @@ class Budget:
         return self.in_memory or self.needed <= self.limit
 
 
-class FeatureBank:
+class FeatureCache:
     """Batches of (features, labels, predictions), as far as a budget reaches.
 
     Features stay in their own precision, on their device while that has four times their size
     free, else on the host. Past the budget every bank that shares it empties itself and stays
-    empty: the second look then runs the source again.
+    empty: the second pass then runs the source again.
 
     Args:
         budget: What it may take, shared between the layers of a network.

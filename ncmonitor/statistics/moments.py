@@ -20,7 +20,7 @@ from ncmonitor.inputs.tensors import (
     working_dtype,
 )
 from ncmonitor.statistics.class_sums import Sums
-from ncmonitor.statistics.process_group import Alone
+from ncmonitor.statistics.process_group import ProcessGroup
 
 
 class ClassMoments:
@@ -223,7 +223,7 @@ class ClassMoments:
         total._extremes = _widened(self._extremes, other._extremes.to(self.sums.device))
         return total
 
-    def over(self, ranks: Alone) -> ClassMoments:
+    def over(self, ranks: ProcessGroup) -> ClassMoments:
         """Return the moments of all ranks' data together; neither changes the own nor shares it.
 
         Raises:

@@ -1,4 +1,4 @@
-"""The two looks at every feature: moments and errors first, what needs the class means second."""
+"""The two passes at every feature: moments and errors first, what needs the class means second."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ncmonitor.inputs import tensors
 from ncmonitor.inputs.conventions import IGNORE_INDEX
 from ncmonitor.inputs.labels import Batch, clean_batch
 from ncmonitor.inputs.tensors import Scratch, check_floating, exact_arithmetic, working_dtype
-from ncmonitor.statistics.accumulators import Block, Companion, Margin
-from ncmonitor.statistics.class_means import Centres
+from ncmonitor.statistics.accumulators import Accumulator, Block, Margin
+from ncmonitor.statistics.class_means import ClassMeans
 from ncmonitor.statistics.classifier import Classifier, Scorer
 from ncmonitor.statistics.feature_cache import Entry
 from ncmonitor.statistics.moments import ClassMoments
-from ncmonitor.statistics.process_group import Alone
+from ncmonitor.statistics.process_group import ProcessGroup
 
 #: Elements of a block of logits or distances: wide enough for a matrix product at full speed.
 SCORE_ELEMENTS: Final = 2**22
@@ -52,7 +52,7 @@ def decide_(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return predicted, functional.softplus(rest.add_(gap.squeeze(1))), broken
 
 
-class FirstLook:
+class FirstPass:
     """Counts, means, variances, errors and loss of a stream of features.
 
     Args:
@@ -99,7 +99,7 @@ class FirstLook:
             self._wrong = self._wrong.to(predicted.device) + wrong.sum()
         self._loss = self._loss + torch.nan
 
-    def over(self, ranks: Alone) -> FirstLook:
+    def over(self, ranks: ProcessGroup) -> FirstPass:
         """Return the look of all ranks together; the own stays as it is."""
         if ranks.size == 1:
             return self
@@ -174,7 +174,7 @@ class FirstLook:
         return float(self._loss) / self.samples
 
 
-class SecondLook:
+class SecondPass:
     """What needs the final means: NC1 per class, nearest class centres, agreement.
 
     Args:
@@ -188,9 +188,9 @@ class SecondLook:
     def __init__(
         self,
         num_classes: int,
-        own: Centres,
-        train: Centres,
-        companions: Sequence[Companion] = (),
+        own: ClassMeans,
+        train: ClassMeans,
+        companions: Sequence[Accumulator] = (),
         margin: Margin | None = None,
     ) -> None:
         device = own.device
@@ -202,7 +202,7 @@ class SecondLook:
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
 
     def update(self, features: Tensor, labels: Tensor, predicted: Tensor | None) -> None:
-        """Take in an entry of :meth:`FirstLook.update`."""
+        """Take in an entry of :meth:`FirstPass.update`."""
         device, width = self.own.device, features.shape[1]
         rows = score_rows(len(self.train.present), width)
         with exact_arithmetic(device):
@@ -227,7 +227,7 @@ class SecondLook:
             self._disagreements += wrong.sum()
         self._whitened.index_add_(0, labels, _square_norms(projected.mul_(self.own.inverse)))
 
-    def meet(self, ranks: Alone) -> None:
+    def meet(self, ranks: ProcessGroup) -> None:
         """Make the sums those of all ranks; companions learn that the look is complete."""
         for companion in self.companions:
             companion.meet(ranks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -13,8 +13,8 @@ from torch import Tensor
 from ncmonitor.errors import InputError, MeasurementError
 
 
-class Alone:
-    """One process: it agrees with itself, and its sums are everybody's.
+class ProcessGroup(Protocol):
+    """The processes that measure one data set together, each on its own share of it.
 
     Attributes:
         rank: Number of this process, from 0.
@@ -22,30 +22,49 @@ class Alone:
         device: Where sums are exchanged.
     """
 
-    rank = 0
-    size = 1
-    device = torch.device("cpu")
+    rank: int
+    size: int
+    device: torch.device
 
-    @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
+    def together(self) -> contextlib.AbstractContextManager[None]:
         """Do the work inside on every rank; if it fails on one, raise on all of them."""
-        yield
 
     def gather(self, value: Any) -> list[Any]:
         """Return the values of all ranks, in order; plain values and tensors on the CPU."""
-        return [value]
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum over ranks, the same to the last bit on each."""
-        return tensor
 
     def smallest(self, tensor: Tensor) -> Tensor:
         """Return the entrywise minimum over ranks."""
+
+
+class SingleProcess(ProcessGroup):
+    """One process: it agrees with itself, and its sums are everybody's."""
+
+    def __init__(self) -> None:
+        self.rank, self.size, self.device = 0, 1, torch.device("cpu")
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Do the work inside."""
+        yield
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the value alone."""
+        return [value]
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the tensor."""
+        return tensor
+
+    def smallest(self, tensor: Tensor) -> Tensor:
+        """Return the tensor."""
         return tensor
 
 
 #: Where nobody else measures.
-ALONE: Final = Alone()
+SINGLE_PROCESS: Final[ProcessGroup] = SingleProcess()
 
 
 class _Failure(NamedTuple):
@@ -55,7 +74,7 @@ class _Failure(NamedTuple):
     words: str
 
 
-class Ranks(Alone):
+class TorchProcessGroup(ProcessGroup):
     """The ranks of torch's default process group.
 
     Every collective is reached by every rank, also by one whose work has failed: work goes inside

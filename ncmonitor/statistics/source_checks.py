@@ -1,4 +1,4 @@
-"""Whether a source of features can be measured: checks between the looks, each with its words."""
+"""Whether a source of features can be measured: checks between the passes, each with its words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ncmonitor.errors import InputError, MeasurementError, warn
 from ncmonitor.statistics.classifier import Classifier
 from ncmonitor.statistics.feature_cache import Budget
 from ncmonitor.statistics.moments import ClassMoments
-from ncmonitor.statistics.passes import FirstLook
+from ncmonitor.statistics.passes import FirstPass
 
 
 def num_classes_of(
@@ -33,7 +33,7 @@ def num_classes_of(
     raise InputError("the number of classes is unknown: pass num_classes= or weight=")
 
 
-def check_first(first: FirstLook, reference: ClassMoments | None) -> None:
+def check_first(first: FirstPass, reference: ClassMoments | None) -> None:
     """Refuse a first pass without samples, or with values that are not finite."""
     if not first.samples:
         raise InputError(
@@ -64,19 +64,19 @@ def check_rereadable(batches: Iterable[Any], budget: Budget, times: int) -> None
     """Refuse a source that can be read once only, if it has to be read again; else say so."""
     if getattr(batches, "once", False):
         raise InputError(
-            f"the features take {budget.needed:,} bytes, more than bank_bytes={budget.limit:,}, "
+            f"the features take {budget.needed:,} bytes, more than cache_bytes={budget.limit:,}, "
             "and the source can be read only once: pass a re-iterable such as a DataLoader, or "
-            f"bank_bytes={budget.needed}"
+            f"cache_bytes={budget.needed}"
         )
     warn(
-        f"features take {budget.needed:,} bytes, more than bank_bytes={budget.limit:,}: the "
+        f"features take {budget.needed:,} bytes, more than cache_bytes={budget.limit:,}: the "
         f"network runs {'a second time' if times == 2 else f'{times} times'}; "
-        f"bank_bytes={budget.needed} avoids it",
+        f"cache_bytes={budget.needed} avoids it",
         stacklevel=5,
     )
 
 
-def check_same(first: FirstLook, again: FirstLook, needed: int) -> None:
+def check_same(first: FirstPass, again: FirstPass, needed: int) -> None:
     """Compare two readings; equal data differs by rounding only, augmented data by far more."""
     one, two = first.moments, again.moments
     if one.counts.equal(two.counts):
@@ -88,5 +88,5 @@ def check_same(first: FirstLook, again: FirstLook, needed: int) -> None:
     raise MeasurementError(
         "the data changed between two readings (random augmentation or sampling?), so nothing "
         "exact can be said: pass a loader without randomness as dataloader=, or "
-        f"bank_bytes={needed} to read once"
+        f"cache_bytes={needed} to read once"
     )

@@ -16,7 +16,7 @@ from ncmonitor.inputs.tensors import as_tensor
 from ncmonitor.symmetry.groups.batch_checks import check_flow, check_group
 from ncmonitor.symmetry.groups.builders import Flows, Groups, flows_of, groups_of
 from ncmonitor.symmetry.rows import NUMBERS
-from ncmonitor.symmetry.transformed_outputs import Answers
+from ncmonitor.symmetry.transformed_outputs import TransformedOutputs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +67,7 @@ def measure_symmetry(
     """
     import pandas as pd
 
-    answers = Answers(groups_of(groups), flows_of(flows))
+    answers = TransformedOutputs(groups_of(groups), flows_of(flows))
     kept, classes = KeptModel(network), 0
     try:
         kept.evaluate()
@@ -89,7 +89,7 @@ def measure_symmetry(
     return pd.DataFrame(rows).reindex(columns=["layer", "group", "element", *NUMBERS])
 
 
-def _check(answers: Answers, inputs: Any) -> None:
+def _check(answers: TransformedOutputs, inputs: Any) -> None:
     for group in answers.groups:
         check_group(group, inputs)
     for flow in answers.flows:

@@ -23,7 +23,7 @@ class Orbits(NamedTuple):
     kept: Tensor | None  # (m, B)
 
 
-class Scatter:
+class OrbitScatter:
     """Per-class sums that give the two variances, of whole residuals or of projected ones."""
 
     def __init__(self, num_classes: int, draws: Draws) -> None:

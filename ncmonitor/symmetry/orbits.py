@@ -5,7 +5,7 @@ averaged over samples, and the covariance over samples of the orbits' means. Hal
 distance of two transforms of a sample is tr Σ_orbit, hence at most tr Σ_W: collapse on the
 augmented set makes the network invariant on its orbits. Collapse on the plain set says nothing.
 
-Two looks, as for NC1: class means first, then residuals projected on their span, so that no d × d
+Two passes, as for NC1: class means first, then residuals projected on their span, so that no d × d
 matrix is formed. Residuals are float64, of a sample's transforms about one of them and of orbit
 means about their class's first: neither strong collapse nor a large offset costs digits.
 """
@@ -28,7 +28,7 @@ from ncmonitor.inputs.tensors import Scratch, as_tensor, exact_arithmetic
 from ncmonitor.measurement.class_geometry import mean_frame, present_classes
 from ncmonitor.statistics.moments import ClassMoments
 from ncmonitor.symmetry.feature_pairs import check_pairs
-from ncmonitor.symmetry.orbit_sums import DRAWS, Draws, Orbits, Scatter, orbits_of
+from ncmonitor.symmetry.orbit_sums import DRAWS, Draws, Orbits, OrbitScatter, orbits_of
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class OrbitReport:
 
 
 class OrbitMoments:
-    """First look: class means of the augmented set, and the traces.
+    """First pass: class means of the augmented set, and the traces.
 
     Args:
         num_classes: Number of classes K.
@@ -89,7 +89,7 @@ class OrbitMoments:
             raise InputError(f"draws= must be one of {', '.join(DRAWS)}, got {draws!r}")
         self.draws, self.left_out = draws, 0
         self.means = ClassMoments(num_classes)
-        self.parts = Scatter(num_classes, draws)
+        self.parts = OrbitScatter(num_classes, draws)
         self.transforms, self.dim, self.dtype = 0, 0, torch.float32
         self._dropped = 0  # of the latest batch
 
@@ -142,7 +142,7 @@ class OrbitMoments:
             yield orbits_of(features[:, part], labels[part], some)
 
     def finish(self) -> OrbitSpread:
-        """Return the second look, which takes the same batches again.
+        """Return the second pass, which takes the same batches again.
 
         Raises:
             InputError: If no sample came.
@@ -152,10 +152,10 @@ class OrbitMoments:
 
 
 class OrbitSpread:
-    """Second look: the two parts of the within-class scatter in the span of the class means.
+    """Second pass: the two parts of the within-class scatter in the span of the class means.
 
     Args:
-        moments: The first look, which has seen every batch.
+        moments: The first pass, which has seen every batch.
 
     Raises:
         InputError: If it saw no sample.
@@ -177,12 +177,12 @@ class OrbitSpread:
             frame, self._span, _ = mean_frame(rounded, self._present)
             self._flat = frame.flat
             self._whitening = self._span.basis / self._span.resolved
-        self._parts = Scatter(moments.means.num_classes, moments.draws)
+        self._parts = OrbitScatter(moments.means.num_classes, moments.draws)
         self._squares = torch.zeros(moments.means.num_classes, dtype=torch.float64)
         self._scratch = Scratch()
 
     def update(self, features: Any, labels: Any, mask: Any = None) -> Self:
-        """Add a batch of the first look again; see :meth:`OrbitMoments.update`."""
+        """Add a batch of the first pass again; see :meth:`OrbitMoments.update`."""
         for orbits in self.moments.orbits(features, labels, mask):
             if self._whitening is None:
                 continue
@@ -230,7 +230,7 @@ class OrbitSpread:
 def measure_orbits(
     batches: Iterable[Sequence[Any]], num_classes: int, draws: Draws = "full"
 ) -> OrbitReport:
-    """Measure orbits in two looks at batches of ``(features, labels)`` or with a mask.
+    """Measure orbits in two passes at batches of ``(features, labels)`` or with a mask.
 
     Args:
         batches: Re-iterable, the same both times; see :meth:`OrbitMoments.update`.
@@ -244,7 +244,7 @@ def measure_orbits(
         InputError: If the batches can be read only once, or one does not fit.
     """
     if isinstance(batches, Iterator):
-        raise InputError("orbits are measured in two looks: pass a list of batches, no iterator")
+        raise InputError("orbits are measured in two passes: pass a list of batches, no iterator")
     moments = OrbitMoments(num_classes, draws)
     for batch in batches:
         moments.update(*batch)

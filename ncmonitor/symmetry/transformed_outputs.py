@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from ncmonitor.errors import InputError, MeasurementError
-from ncmonitor.features.tap import Tapped
+from ncmonitor.features.tap import Activations
 from ncmonitor.inputs.conventions import IGNORE_INDEX
 from ncmonitor.symmetry.group_numbers import Values, flow_value, group_values, nothing, plain_values
 from ncmonitor.symmetry.groups.group import Flow, Group
 from ncmonitor.symmetry.rows import PARAMETERS, PLAIN
 
 #: A forward pass: from inputs to what it left at the classifier and the inner layers.
-Run = Callable[[Any], Tapped]
+Run = Callable[[Any], Activations]
 
 #: Why nothing can be said about classes.
 ONE_CLASS: Final = "the samples hold one class, and collapse is of two or more"
@@ -31,7 +31,7 @@ _FLOW: Final = ("ahead", "back")
 _LOGITS: Final = None  # in place of a layer's name
 
 
-class Answers:
+class TransformedOutputs:
     """Features and logits of the same samples under every element of some groups and flows.
 
     Args:
@@ -111,9 +111,9 @@ class Answers:
             for side, sign in zip(_FLOW, (1, -1), strict=True):
                 yield flow.name, side, flow(own(), sign * flow.step)
 
-    def joined(self, shares: Sequence[Answers]) -> Answers:
+    def joined(self, shares: Sequence[TransformedOutputs]) -> TransformedOutputs:
         """Return the answers of several processes, in their order, as those of one."""
-        whole = Answers(self.groups, self.flows, self.ignore_index)
+        whole = TransformedOutputs(self.groups, self.flows, self.ignore_index)
         for share in shares:
             whole._labels += share._labels
             for place, layers in share._kept.items():
@@ -184,7 +184,7 @@ class Answers:
         }
 
 
-def check_answer(tapped: Tapped, labels: Tensor, group: str, element: str) -> None:
+def check_answer(tapped: Activations, labels: Tensor, group: str, element: str) -> None:
     """Raise :class:`InputError` unless there is one feature vector and one label per sample."""
     rows = tapped.features.shape[0]
     if labels.ndim != 1 or rows != len(labels) or tapped.features.ndim != 2:

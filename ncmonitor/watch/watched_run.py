@@ -98,7 +98,7 @@ class Pace:
             return math.nan
         first, last = self._seen[0], self._seen[-1]
         started = _time_of(facts.get("created"))
-        # Two looks are a rough clock: the file is looked at now and then, its run began long ago.
+        # Two passes are a rough clock: the file is looked at now and then, its run began long ago.
         if last[1] - first[1] < 3 and not facts.get("resumed") and not math.isnan(started):
             first = (started, 0)
         took, epochs = last[0] - first[0], last[1] - first[1]

@@ -34,7 +34,7 @@ from ncmonitor.recipes.fit.new_run_folder import home_of_run, is_first_process
 from ncmonitor.recipes.fit.parser_messages import explain
 from ncmonitor.recipes.fit.random_state import Randomness
 from ncmonitor.recipes.fit.resume import record_end
-from ncmonitor.recipes.fit.run_folder import Home, closing_lines, holding
+from ncmonitor.recipes.fit.run_folder import RunPlace, closing_lines, holding
 from ncmonitor.recipes.fit.saved_config import SaveConfig, refuse_mark
 from ncmonitor.recipes.module import ImageClassifier
 from ncmonitor.redact import MARK, reason_of
@@ -159,7 +159,7 @@ class FitCLI(LightningCLI):
         place(config.trainer, self.home.folder)
         self.save_config_kwargs = {"folder": self.home.folder, "full": self.full}
 
-    def choose_home(self) -> Home:
+    def choose_home(self) -> RunPlace:
         """Find or make the folder of the run, and hold it while the run goes on."""
         home = home_of_run(self.name, self.config.fit, self.full, resume=self.resume)
         if is_first_process():

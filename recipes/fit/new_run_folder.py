@@ -12,7 +12,7 @@ from ncmonitor.errors import InputError
 from ncmonitor.recipes.fit.fit_options import check_free
 from ncmonitor.recipes.fit.resume import run_to_resume
 from ncmonitor.recipes.fit.run_folder import (
-    Home,
+    RunPlace,
     dry_run_home,
     home_handed_on,
     label_of,
@@ -26,7 +26,7 @@ def is_first_process() -> bool:
     return rank == 0
 
 
-def home_of_run(name: str, config: Any, options: dict[str, Any], *, resume: bool) -> Home:
+def home_of_run(name: str, config: Any, options: dict[str, Any], *, resume: bool) -> RunPlace:
     """Choose the folder of a run.
 
     Args:
@@ -59,7 +59,7 @@ def home_of_run(name: str, config: Any, options: dict[str, Any], *, resume: bool
     if named is None:
         seed = config.seed_everything
         label = label_of(config.way, None if seed is False else seed)
-        return Home(new_run_folder(name, label), made=True)
+        return RunPlace(new_run_folder(name, label), made=True)
     if config.ckpt_path is None and is_first_process():
         check_free(named)
-    return Home(named, made=not named.exists())
+    return RunPlace(named, made=not named.exists())

@@ -19,7 +19,7 @@ from ncmonitor.errors import InputError
 from ncmonitor.monitor.history import HISTORY_FILE, read_history
 from ncmonitor.monitor.provenance import CONFIG_FILE, read_run, write_run
 from ncmonitor.monitor.words import shown
-from ncmonitor.recipes.fit.run_folder import Home, is_held, label_of
+from ncmonitor.recipes.fit.run_folder import RunPlace, is_held, label_of
 from ncmonitor.recipes.fit.saved_config import as_option
 from ncmonitor.redact import MARK, redacted
 
@@ -40,7 +40,7 @@ _NONE: Final = (None, "")
 
 def run_to_resume(
     name: str, seed: int | None, given: Path | None, options: Mapping[str, Any]
-) -> Home:
+) -> RunPlace:
     """Find an interrupted run and the checkpoint that it continues from.
 
     Args:
@@ -56,7 +56,7 @@ def run_to_resume(
     if given is not None:
         _check_open(given, options)
     check_same_options(folder, options)
-    return Home(folder, checkpoint=_checkpoint(folder))
+    return RunPlace(folder, checkpoint=_checkpoint(folder))
 
 
 def is_finished(folder: Path, options: Mapping[str, Any]) -> bool:

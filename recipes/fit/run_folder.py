@@ -29,7 +29,7 @@ _SHOWN: Final = ("nc1", "nc2_etf_means", "nc3_self_duality", "nc4_disagreement")
 
 
 @dataclass(frozen=True)
-class Home:
+class RunPlace:
     """Where a run goes.
 
     Attributes:
@@ -62,14 +62,14 @@ class Home:
             remove_run_folder(self.folder)
 
 
-def home_handed_on() -> Home | None:
+def home_handed_on() -> RunPlace | None:
     """Return what the process that started this one has told; ``None``: nothing."""
     text = os.environ.get(HANDED_ON)
     if text is None:
         return None
     told = json.loads(text)
     checkpoint = told["checkpoint"]
-    return Home(Path(told["folder"]), False, None if checkpoint is None else Path(checkpoint))
+    return RunPlace(Path(told["folder"]), False, None if checkpoint is None else Path(checkpoint))
 
 
 def new_run_folder(recipe: str, label: str | None) -> Path:
@@ -104,9 +104,9 @@ def label_of(way: str | None, seed: int | None) -> str | None:
     return "-".join(parts) or None
 
 
-def dry_run_home() -> Home:
+def dry_run_home() -> RunPlace:
     """Make a home for a run that leaves nothing behind."""
-    return Home(Path(tempfile.mkdtemp(prefix="ncmonitor-dry-run-")), made=True)
+    return RunPlace(Path(tempfile.mkdtemp(prefix="ncmonitor-dry-run-")), made=True)
 
 
 def remove_run_folder(folder: Path) -> None:

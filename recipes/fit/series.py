@@ -21,13 +21,13 @@ from ncmonitor.monitor.words import shown
 from ncmonitor.recipes.fit.lightning_cli import FitCLI
 from ncmonitor.recipes.fit.resume import check_same_options, run_folders
 from ncmonitor.recipes.fit.run_folder import (
-    Home,
+    RunPlace,
     dry_run_home,
     holding,
     is_held,
     new_run_folder,
 )
-from ncmonitor.recipes.fit.series_runs import Member, Series, closing_lines, members_of
+from ncmonitor.recipes.fit.series_runs import Member, RunSeries, closing_lines, members_of
 
 _MISTAKE: Final = 2  # exit status of a run that could not start
 
@@ -35,7 +35,7 @@ _MISTAKE: Final = 2  # exit status of a run that could not start
 class _Rehearsal(FitCLI):
     """Everything before the fit: what is wrong with the options is found once, and first."""
 
-    def choose_home(self) -> Home:
+    def choose_home(self) -> RunPlace:
         if self.config.fit.trainer.fast_dev_run:
             raise InputError(
                 "a dry run (trainer.fast_dev_run) keeps nothing to compare: one seed, one --way"
@@ -90,7 +90,7 @@ def fit_series(
     members = members_of(options, count)
     root = members[0].options["trainer"]["default_root_dir"]
     home = _home(name, None if root is None else Path(root), members, count, resume=resume)
-    series = Series(home.folder, members)
+    series = RunSeries(home.folder, members)
     with holding(home.folder):
         started = _train_all(series, given)
     if not any(series.folder_of(member).is_dir() for member in members):
@@ -113,7 +113,7 @@ def _hushed() -> Iterator[None]:
 
 def _home(
     name: str, root: Path | None, members: Sequence[Member], count: int | None, *, resume: bool
-) -> Home:
+) -> RunPlace:
     label = _label(members, count)
     if not resume:
         if root is not None and any(root.glob(f"*/{HISTORY_FILE}")):
@@ -122,16 +122,16 @@ def _home(
                 "or continue them with --resume"
             )
         if root is None:
-            return Home(new_run_folder(name, label), made=True)
-        return Home(root, made=not root.exists())
+            return RunPlace(new_run_folder(name, label), made=True)
+        return RunPlace(root, made=not root.exists())
     for folder in run_folders(name, rf"\d{{8}}-\d{{6}}-{label}") if root is None else [root]:
-        series = Series(folder, members)
+        series = RunSeries(folder, members)
         started = [m for m in members if (series.folder_of(m) / CONFIG_FILE).is_file()]
         if not started or all(map(series.is_finished, members)) or is_held(folder):
             continue
         for member in started:
             check_same_options(series.folder_of(member), member.options)
-        return Home(folder)
+        return RunPlace(folder)
     where = f"runs/{name}" if root is None else shown(root)
     what = "comparison of ways" if count is None else f"--seeds {count}"
     raise InputError(
@@ -146,7 +146,7 @@ def _label(members: Sequence[Member], count: int | None) -> str:
     return "-".join([*parts, *([] if count is None else [f"seeds{count}"])])
 
 
-def _train_all(series: Series, given: Sequence[str]) -> bool:
+def _train_all(series: RunSeries, given: Sequence[str]) -> bool:
     """Train one run after another; return whether any could start."""
     for number, member in enumerate(series.members, 1):
         if series.stopped:
@@ -162,7 +162,7 @@ def _train_all(series: Series, given: Sequence[str]) -> bool:
     return True
 
 
-def _train(series: Series, member: Member, which: str, given: Sequence[str]) -> int:
+def _train(series: RunSeries, member: Member, which: str, given: Sequence[str]) -> int:
     folder = series.folder_of(member)
     if series.is_finished(member):
         print(f"{which}: {shown(folder)} has finished", flush=True)
@@ -173,7 +173,7 @@ def _train(series: Series, member: Member, which: str, given: Sequence[str]) -> 
     path = [] if sys.path[0] in ("", str(Path.cwd())) else ["-P"]
     command = [sys.executable, *path, "-m", "ncmonitor", "fit", *given, *member.words]
     told = {"WANDB_RUN_GROUP": series.folder.name}
-    with Home(folder).handed_on():
+    with RunPlace(folder).handed_on():
         child = subprocess.Popen(
             [*command, *(["--resume"] if resumed else [])], env=told | os.environ
         )
@@ -182,7 +182,7 @@ def _train(series: Series, member: Member, which: str, given: Sequence[str]) -> 
 
 
 @contextmanager
-def _signals(series: Series, child: subprocess.Popen[bytes]) -> Iterator[None]:
+def _signals(series: RunSeries, child: subprocess.Popen[bytes]) -> Iterator[None]:
     """Start no further run after Ctrl-C, which a terminal sends to the run as well."""
 
     def stop(signum: int, frame: FrameType | None) -> None:

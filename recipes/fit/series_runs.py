@@ -67,7 +67,7 @@ def members_of(options: Mapping[str | None, dict[str, Any]], count: int | None) 
     return members
 
 
-class Series:
+class RunSeries:
     """The runs of one command in their folder, and how each of them ended.
 
     Args:
@@ -94,7 +94,7 @@ class Series:
         return finished or [member for member in rest if _is_readable(self.folder_of(member))]
 
 
-def closing_lines(series: Series) -> list[str]:
+def closing_lines(series: RunSeries) -> list[str]:
     """Compare the runs, and say how they ended and where everything is."""
     compared = series.compared()
     lines = _numbers(series, compared) if compared else ["No run has left a measurement."]
@@ -112,7 +112,7 @@ def closing_lines(series: Series) -> list[str]:
     return [*lines, f"  runs        {', '.join(there)} in {shown(series.folder)}"]
 
 
-def _compare(series: Series, members: Sequence[Member]) -> Path | None:
+def _compare(series: RunSeries, members: Sequence[Member]) -> Path | None:
     from ncmonitor.reports.comparison import write_comparison
 
     try:
@@ -124,7 +124,7 @@ def _compare(series: Series, members: Sequence[Member]) -> Path | None:
         return None
 
 
-def _title(series: Series, members: Sequence[Member]) -> str | None:
+def _title(series: RunSeries, members: Sequence[Member]) -> str | None:
     ways = list(dict.fromkeys(m.way for m in members if m.way is not None))
     seeds = len({member.seed for member in members})
     parts = [", ".join(ways)] if ways else []
@@ -132,7 +132,7 @@ def _title(series: Series, members: Sequence[Member]) -> str | None:
     return f"{series.folder.parent.name}, {'; '.join(parts)}" if len(members) > 1 else None
 
 
-def _numbers(series: Series, members: Sequence[Member]) -> list[str]:
+def _numbers(series: RunSeries, members: Sequence[Member]) -> list[str]:
     columns: dict[str, list[Path]] = {}
     for member in members:
         columns.setdefault(member.way or "", []).append(series.folder_of(member))

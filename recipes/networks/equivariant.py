@@ -168,8 +168,8 @@ class P4Net(nn.Module):
     ``ConvNet`` (:mod:`~ncmonitor.recipes.networks.image_networks`) with group convolutions: maps of
     the same sides, each layer with batch normalisation (over the orientations as well) and ReLU.
     In place of its hidden linear layer there is a filter as large as the map, and then the
-    largest of four orientations. The widths make about as many parameters as ``ConvNet`` has: 371,126 beside 356,586 for grey
-    images of 28×28 and ten classes, 86,326 beside 110,826 for 8×8.
+    largest of four orientations. The widths make about as many parameters as ``ConvNet`` has:
+    371,126 beside 356,586 for grey images of 28×28 and ten classes, 86,326 beside 110,826 for 8×8.
 
     Args:
         channels: Of the images.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ncmonitor.recipes.zoo.zoo_data import Inputs
-from ncmonitor.recipes.zoo.zoo_networks import Network, mean_pool
+from ncmonitor.recipes.zoo.zoo_networks import ZooNetwork, mean_pool
 
 INSTALL: Final = "pip install 'ncmonitor[symmetry]' (or: pip install torch_geometric)"
 _WIDTH: Final = 32
@@ -30,23 +30,23 @@ def _layers(name: str = "torch_geometric.nn") -> Any:
         return importlib.import_module(name)
 
 
-def message_passing(inputs: int) -> Network:
+def message_passing(inputs: int) -> ZooNetwork:
     """Two graph isomorphism layers (Xu et al. 2019), averaged over the nodes.
 
     Args:
         inputs: Features per node.
     """
-    return Network(Nodes(inputs), mean_pool(), _WIDTH, 3)
+    return ZooNetwork(Nodes(inputs), mean_pool(), _WIDTH, 3)
 
 
-def schnet() -> Network:
+def schnet() -> ZooNetwork:
     """Continuous-filter convolutions (SchNet, Schütt et al. 2017): it sees distances alone."""
-    return Network(Distances(), mean_pool(), _WIDTH, 4)
+    return ZooNetwork(Distances(), mean_pool(), _WIDTH, 4)
 
 
-def relative_pointnet() -> Network:
+def relative_pointnet() -> ZooNetwork:
     """Two layers of PointNet++ (Qi et al. 2017) on all pairs: it sees differences of points."""
-    return Network(Differences(), mean_pool(), _WIDTH, 4)
+    return ZooNetwork(Differences(), mean_pool(), _WIDTH, 4)
 
 
 class Nodes(nn.Module):

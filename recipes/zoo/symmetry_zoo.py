@@ -23,7 +23,7 @@ from typing import Any, Final, NoReturn
 from ncmonitor.errors import InputError, MeasurementError, nearest
 from ncmonitor.monitor.provenance import RUN_FILE, describe_environment, write_run
 from ncmonitor.monitor.words import duration, shown
-from ncmonitor.recipes.fit.run_folder import Home, new_run_folder
+from ncmonitor.recipes.fit.run_folder import RunPlace, new_run_folder
 from ncmonitor.recipes.zoo import geometric
 from ncmonitor.recipes.zoo import zoo_table as table
 from ncmonitor.recipes.zoo.zoo_entries import Entry, chosen, entries
@@ -128,10 +128,10 @@ def _options(words: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _home(out: Path | None, seed: int) -> Home:
+def _home(out: Path | None, seed: int) -> RunPlace:
     if out is None:
         try:
-            return Home(new_run_folder(NAME, f"seed{seed}"), made=True)
+            return RunPlace(new_run_folder(NAME, f"seed{seed}"), made=True)
         except InputError as error:  # which speaks of the other recipes' option
             raise InputError(str(error).replace("--trainer.default_root_dir", "--out")) from error
     try:
@@ -143,7 +143,7 @@ def _home(out: Path | None, seed: int) -> Home:
         raise InputError(
             f"cannot make the folder {out}: {error.strerror}; name another one with --out"
         ) from error
-    return Home(out, made=made)
+    return RunPlace(out, made=made)
 
 
 def _facts(

@@ -18,7 +18,7 @@ from ncmonitor.recipes.zoo import zoo_networks as networks
 from ncmonitor.recipes.zoo.predictions import Claim, Theory
 from ncmonitor.recipes.zoo.zoo_data import CANVAS, DELAY, NODES, PATCHES, POINTS, SIDE, Task
 from ncmonitor.recipes.zoo.zoo_groups import COUNT
-from ncmonitor.recipes.zoo.zoo_networks import MaxBlurPool, Network
+from ncmonitor.recipes.zoo.zoo_networks import MaxBlurPool, ZooNetwork
 from ncmonitor.symmetry import (
     Group,
     circular_shifts,
@@ -51,16 +51,16 @@ class Entry:
     name: str
     what: str
     task: Callable[[], Task]
-    build: Callable[[], Network]
+    build: Callable[[], ZooNetwork]
     claims: tuple[Claim, ...]
     epochs: int = 12
     extra: bool = False
 
 
-def p4_net() -> Network:
+def p4_net() -> ZooNetwork:
     """The network of group convolutions, taken apart at its last map larger than a pixel."""
     net = P4Net(1, CANVAS, widths=(8, 16), features=64)
-    return Network(net.body[:6], net.body[6:], 64, 10)
+    return ZooNetwork(net.body[:6], net.body[6:], 64, 10)
 
 
 @cache

@@ -18,7 +18,7 @@ from ncmonitor.errors import MeasurementError
 from ncmonitor.recipes.zoo.predictions import Claim, Theory, agrees
 from ncmonitor.recipes.zoo.zoo_data import Inputs, Task, doubled, taken
 from ncmonitor.recipes.zoo.zoo_entries import Entry
-from ncmonitor.recipes.zoo.zoo_networks import Network
+from ncmonitor.recipes.zoo.zoo_networks import ZooNetwork
 from ncmonitor.symmetry import FeatureInvariance
 
 #: What is measured: features and logits against invariance, the inner map against equivariance.
@@ -112,7 +112,7 @@ def run(entry: Entry, seed: int, epochs: int | None = None) -> list[Result]:
     ]
 
 
-def train(net: Network, task: Task, epochs: int, seed: int) -> Trained:
+def train(net: ZooNetwork, task: Task, epochs: int, seed: int) -> Trained:
     """Train by Adam on the cross-entropy, the learning rate falling linearly to 0.
 
     Args:
@@ -146,7 +146,7 @@ def train(net: Network, task: Task, epochs: int, seed: int) -> Trained:
 
 
 @torch.no_grad()
-def measure(net: Network, claim: Claim, inputs: Inputs) -> dict[str, float]:
+def measure(net: ZooNetwork, claim: Claim, inputs: Inputs) -> dict[str, float]:
     """Measure the errors of one network under one group, in float64.
 
     ``Ave ‖f(gx) − ρ(g) f(x)‖² / (2 tr Σ_T)``, averaged over the elements beside the identity, with
@@ -216,6 +216,6 @@ def _distance(expected: Tensor, found: Tensor) -> float:
 
 
 @torch.no_grad()
-def _accuracy(net: Network, inputs: Inputs, labels: Tensor) -> float:
+def _accuracy(net: ZooNetwork, inputs: Inputs, labels: Tensor) -> float:
     net.eval()
     return float((net(inputs).argmax(1) == labels).double().mean())

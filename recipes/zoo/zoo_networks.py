@@ -16,7 +16,7 @@ _HIDDEN: Final = 32
 Padding = Literal["circular", "zeros"]
 
 
-class Network(nn.Module):
+class ZooNetwork(nn.Module):
     """An inner map, what makes features ``(B, d)`` of it, and a linear classifier.
 
     Args:
@@ -55,10 +55,10 @@ def mean_pool() -> Pool:
 # -- images ----------------------------------------------------------------------------------------
 
 
-def mlp() -> Network:
+def mlp() -> ZooNetwork:
     """Two hidden layers on the pixels."""
     layers = [nn.Flatten(), nn.Linear(CANVAS**2, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU()]
-    return Network(nn.Sequential(*layers), nn.Identity(), 64, 10)
+    return ZooNetwork(nn.Sequential(*layers), nn.Identity(), 64, 10)
 
 
 def cnn(
@@ -66,7 +66,7 @@ def cnn(
     padding: Padding = "circular",
     pooling: Callable[[], nn.Module] | None = None,
     dense: bool = False,
-) -> Network:
+) -> ZooNetwork:
     """Three convolutions of stride 1 and width 3, and an average over all places.
 
     Args:
@@ -82,8 +82,8 @@ def cnn(
     encoder = nn.Sequential(*layers)
     if dense:
         head = [nn.Flatten(), nn.Linear(_HIDDEN * CANVAS**2, _HIDDEN), nn.ReLU()]
-        return Network(encoder, nn.Sequential(*head), _HIDDEN, 10)
-    return Network(encoder, Pool(lambda maps: maps.mean((2, 3))), _HIDDEN, 10)
+        return ZooNetwork(encoder, nn.Sequential(*head), _HIDDEN, 10)
+    return ZooNetwork(encoder, Pool(lambda maps: maps.mean((2, 3))), _HIDDEN, 10)
 
 
 class MaxBlurPool(nn.Module):
@@ -107,14 +107,14 @@ class MaxBlurPool(nn.Module):
 # -- sequences -------------------------------------------------------------------------------------
 
 
-def gru(*, packed: bool = False) -> Network:
+def gru(*, packed: bool = False) -> ZooNetwork:
     """A GRU; its last state is the feature.
 
     Args:
         packed: Leave the padding out, wherever it is.
     """
     pool = _last_real if packed else _last
-    return Network(States(SIDE + 1, packed=packed), Pool(pool), _HIDDEN, 10)
+    return ZooNetwork(States(SIDE + 1, packed=packed), Pool(pool), _HIDDEN, 10)
 
 
 class States(nn.Module):
@@ -155,7 +155,7 @@ def _last_real(states: Tensor) -> Tensor:
 # -- sets and tokens -------------------------------------------------------------------------------
 
 
-def deep_sets(inputs: int, *, classes: int, maximum: bool = False) -> Network:
+def deep_sets(inputs: int, *, classes: int, maximum: bool = False) -> ZooNetwork:
     """The same layers for every element, a symmetric function, and a layer on top.
 
     Args:
@@ -166,7 +166,7 @@ def deep_sets(inputs: int, *, classes: int, maximum: bool = False) -> Network:
     encoder = nn.Sequential(nn.Linear(inputs, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
     over = Pool(lambda elements: elements.amax(1) if maximum else elements.sum(1))
     top = nn.Sequential(over, nn.Linear(64, 64), nn.ReLU())
-    return Network(encoder, top, 64, classes)
+    return ZooNetwork(encoder, top, 64, classes)
 
 
 class Tokens(nn.Module):
@@ -187,6 +187,6 @@ class Tokens(nn.Module):
         return out
 
 
-def transformer(*, positions: bool) -> Network:
+def transformer(*, positions: bool) -> ZooNetwork:
     """Two layers of self-attention on patches, averaged over the tokens."""
-    return Network(Tokens(positions=positions), mean_pool(), _HIDDEN, 10)
+    return ZooNetwork(Tokens(positions=positions), mean_pool(), _HIDDEN, 10)

@@ -28,8 +28,8 @@ from ncmonitor.callbacks import CollapseFigures, NeuralCollapse
 from ncmonitor.callbacks.figures import gallery as figure_gallery
 from ncmonitor.callbacks.figures import snapshot_accumulator as figure_sketch
 from ncmonitor.callbacks.figures.drawing import DEFAULT, FIGURES
-from ncmonitor.callbacks.figures.figure_schedule import is_due, planned
 from ncmonitor.callbacks.figures.time_share import Allowance
+from ncmonitor.monitor.schedule import is_due, scheduled_epochs
 from ncmonitor.monitor.snapshots.snapshot import (
     SNAPSHOT_FILE,
     Snapshot,
@@ -61,16 +61,16 @@ def watch(**options: Any) -> NeuralCollapse:
     return NeuralCollapse(**settings | options)
 
 
-def quick(every: Any = 1, **options: Any) -> CollapseFigures:
+def quick(schedule: Any = 1, **options: Any) -> CollapseFigures:
     """Without a limit of time, and with the pictures that are drawn fastest."""
     settings: dict[str, Any] = {"figures": ("simplex", "spectrum"), "share": 1}
-    return CollapseFigures(every, **settings | options)
+    return CollapseFigures(schedule, **settings | options)
 
 
-def kept(every: Any = 1, **options: Any) -> CollapseFigures:
+def kept(schedule: Any = 1, **options: Any) -> CollapseFigures:
     """Takes snapshots and draws nothing."""
     settings: dict[str, Any] = {"figures": ()}
-    return CollapseFigures(every, **settings | options)
+    return CollapseFigures(schedule, **settings | options)
 
 
 def fitted(*callbacks: pl.Callback, module: Toy | None = None, **options: Any) -> pl.Trainer:
@@ -170,10 +170,10 @@ def assert_same(one: Snapshot, other: Snapshot) -> None:
     [
         ({}, False),
         ({}, True),
-        ({"bank_bytes": 0}, True),
+        ({"cache_bytes": 0}, True),
         ({"layers": "all", "null_seed": 0}, False),
         ({"online": True}, False),
-        ({"convention": "sample", "metrics": "all"}, False),
+        ({"convention": "per_sample", "metrics": "all"}, False),
     ],
 )
 def test_a_snapshot_is_that_of_features_collected_by_hand(
@@ -214,7 +214,7 @@ def test_a_snapshot_has_the_weights_that_are_measured() -> None:
 
 
 @pytest.mark.parametrize(
-    ("every", "schedule", "expected"),
+    ("drawn_at", "schedule", "expected"),
     [
         (2, 1, [0, 2, 4, 6, 7]),
         ([3, 5], 1, [0, 3, 5, 7]),
@@ -224,11 +224,11 @@ def test_a_snapshot_has_the_weights_that_are_measured() -> None:
     ],
 )
 def test_its_schedule_chooses_among_the_measured_epochs(
-    every: Any, schedule: Any, expected: list[int], monkeypatch: pytest.MonkeyPatch
+    drawn_at: Any, schedule: Any, expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = drawn(monkeypatch)
     monitor = watch(schedule=schedule)
-    fitted(monitor, quick(every, figures="simplex"), max_epochs=7)
+    fitted(monitor, quick(drawn_at, figures="simplex"), max_epochs=7)
     assert epochs_of() == expected
     assert calls == [("simplex", epoch) for epoch in expected]
     measured = range(8) if schedule == 1 else {0, 7, *([3, 6] if schedule == 3 else schedule)}
@@ -242,7 +242,7 @@ def test_the_last_epoch_is_there_when_training_stops_early() -> None:
 
 
 def test_a_run_without_an_end_has_a_logarithmic_schedule_too() -> None:
-    plan = planned("log", -1)
+    plan = scheduled_epochs("log", -1, endless=True)
     assert isinstance(plan, frozenset)
     assert {1, 2, 3, 4, 5, 6} <= plan
     assert 40 < len([epoch for epoch in plan if epoch <= 1000]) < 60
@@ -484,8 +484,8 @@ def test_a_fit_that_fails_leaves_the_monitor_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"every": "weekly"}, "every= must be 'every_epoch'.*'weekly'"),
-        ({"every": 0}, "every= as a period"),
+        ({"schedule": "weekly"}, "schedule= must be 'every_epoch'.*'weekly'"),
+        ({"schedule": 0}, "schedule= as a period"),
         ({"figures": "simplx"}, "got 'simplx'; did you mean 'simplex'"),
         ({"corners": [1]}, "two to four different classes"),
         ({"points_per_class": -1}, "at least 0"),

@@ -337,10 +337,10 @@ def test_a_first_measurement_that_fails_does_not_end_a_monitored_run(kind: str) 
 
 
 def test_a_warning_of_every_measurement_is_said_once_per_fit() -> None:
-    watch = monitor(splits=("train",), bank_bytes=10)
-    with pytest.warns(UserWarning, match="more than bank_bytes=10") as caught:
+    watch = monitor(splits=("train",), cache_bytes=10)
+    with pytest.warns(UserWarning, match="more than cache_bytes=10") as caught:
         trainer(watch, max_epochs=4).fit(TrainOnly(), train_loader())
-    assert len([w for w in caught if "bank_bytes" in str(w.message)]) == 1
+    assert len([w for w in caught if "cache_bytes" in str(w.message)]) == 1
 
 
 # -- a callback's life -----------------------------------------------------------------------------

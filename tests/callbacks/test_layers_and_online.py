@@ -92,8 +92,8 @@ def test_past_the_common_budget_the_network_runs_twice_for_the_same_numbers(laye
 
     kept = history()
     needed = 2 * 45 * 8 * 4  # two layers of 8 features for 45 samples, float32
-    with pytest.warns(UserWarning, match=f"more than bank_bytes={needed - 1:,}"):
-        read_again = history(bank_bytes=needed - 1)
+    with pytest.warns(UserWarning, match=f"more than cache_bytes={needed - 1:,}"):
+        read_again = history(cache_bytes=needed - 1)
     pd.testing.assert_frame_equal(kept, read_again, rtol=1e-9)
 
 
@@ -171,7 +171,7 @@ def test_online_values_have_a_name_of_their_own_and_exact_ones_can_be_scheduled_
     table = pd.read_csv("logs/lightning_logs/version_0/metrics.csv").set_index("nc/epoch")
     assert table["nc/train/nc1_quotient_online"].dropna().index.tolist() == [1, 2, 3, 4]
     assert table["nc/train/nc1"].dropna().index.tolist() == [0, 2, 4]
-    assert "nc/train/nc1_online" not in table  # needs a second look
+    assert "nc/train/nc1_online" not in table  # needs a second pass
     assert watch.history.query("split == 'train'")["epoch"].tolist() == [0, 2, 4]
 
 

@@ -730,7 +730,7 @@ def test_it_works_alone_and_in_a_list_in_both_distributions() -> None:
         {"null_seed": "a"},
         {"null_seed": 1.5},
         {"null_seed": 2**70},
-        {"bank_bytes": "a"},
+        {"cache_bytes": "a"},
         {"ignore_index": None},
         {"superclasses": [0, 2**65]},
         {"metrics": "nc9"},
@@ -758,7 +758,7 @@ def test_opt_in_metrics_and_the_null_are_in_the_history_and_in_the_run() -> None
     pd.testing.assert_frame_equal(read_history("run"), table)
     facts = read_run(Path("run"))["measurement"]
     assert facts["null_seed"] == 3
-    assert facts["convention"] == "balanced"
+    assert facts["convention"] == "per_class"
     assert "seli_dist_w" in facts["metrics"]
 
 

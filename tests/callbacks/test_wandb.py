@@ -81,7 +81,7 @@ def test_the_config_says_how_it_was_measured(run: tuple[Path, NeuralCollapse]) -
     config = summary(folder)["config"]["ncmonitor"]
     assert config["classifier"] == "head"
     assert config["num_classes"] == CLASSES
-    assert config["convention"] == "balanced"
+    assert config["convention"] == "per_class"
     assert config["prefix"] == "nc"
     assert config["versions"]["wandb"] == metadata.version("wandb")
     assert config["ncmonitor"] == ncmonitor.__version__
@@ -129,7 +129,7 @@ def test_the_chart_at_the_end_has_the_onset_as_a_vertical_line(
 
 
 def test_a_run_without_tags_gets_some(run: tuple[Path, NeuralCollapse]) -> None:
-    assert summary(run[0])["tags"] == ["neural-collapse", "convention:balanced"]
+    assert summary(run[0])["tags"] == ["neural-collapse", "convention:per_class"]
 
 
 def test_tags_and_group_of_the_user_stay_alone(

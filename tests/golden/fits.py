@@ -121,7 +121,7 @@ def mean_squared_error(folder: Path) -> None:
 
 
 def imbalance(folder: Path) -> None:
-    monitor = NeuralCollapse(run_dir=folder, convention="sample", null_seed=1)
+    monitor = NeuralCollapse(run_dir=folder, convention="per_sample", null_seed=1)
     fit(folder, monitor, sizes=[40, 12, 4])
 
 

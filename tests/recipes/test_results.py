@@ -12,7 +12,7 @@ import yaml
 from ncmonitor.catalogue import CATALOGUE
 from ncmonitor.recipes.bundled import recipes
 from ncmonitor.recipes.fit.command import main
-from ncmonitor.reports.expect import Expectation
+from ncmonitor.reports.expect import ExpectedBounds
 from recipe_results import COLUMNS, PAGE, RESULTS, RUNS, known_runs, with_tables
 
 RUN_HERE = {"digits", "mnist_quick", "cifar10_quick", "ufm", "imbalanced", "random_labels"}
@@ -75,7 +75,7 @@ def test_its_command_is_accepted(label: str, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize("label", sorted(RUN_HERE))
 def test_every_seed_keeps_what_the_recipe_promises(label: str) -> None:
     config = yaml.safe_load(recipes()[label].path.read_text(encoding="utf-8"))
-    expected = Expectation.of(config["expect"])
+    expected = ExpectedBounds.of(config["expect"])
     assert expected.epoch == config["trainer"]["max_epochs"]
     table = table_of(label)
     last = table[table["epoch"] == expected.epoch]
@@ -90,7 +90,7 @@ def test_the_symmetry_of_the_classes_is_broken_first_and_returns_if_the_labels_h
     way: str,
 ) -> None:
     config = yaml.safe_load(recipes()["class_symmetry"].path.read_text(encoding="utf-8"))
-    expected = Expectation.of(config["ways"][way].get("expect", config["expect"]))
+    expected = ExpectedBounds.of(config["ways"][way].get("expect", config["expect"]))
     table = table_of(f"class_symmetry_{way}").query("split == 'train'")
     last = table[table["epoch"] == expected.epoch]
     assert len(last) == 5

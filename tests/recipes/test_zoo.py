@@ -32,7 +32,7 @@ def few(entry: Entry, count: int = 24) -> Inputs:
     return taken(entry.task().test, slice(count))
 
 
-def untrained(entry: Entry, seed: int = 3) -> networks.Network:
+def untrained(entry: Entry, seed: int = 3) -> networks.ZooNetwork:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return entry.build()
@@ -264,7 +264,7 @@ def test_the_error_of_independent_features_is_one() -> None:
             return torch.randn(len(x), 64, dtype=x.dtype)
 
     torch.manual_seed(0)
-    net = networks.Network(Noise(), nn.Identity(), 64, 10)
+    net = networks.ZooNetwork(Noise(), nn.Identity(), 64, 10)
     claim = Claim(circular_shifts(data.CANVAS, step=3), Theory.FREE)
     inputs = taken(data.images().test, slice(128))
     assert measure(net, claim, inputs)["features"] == pytest.approx(1.0, abs=0.05)

@@ -27,7 +27,7 @@ from ncmonitor.symmetry import (
 )
 from ncmonitor.symmetry.group_numbers import group_values
 from ncmonitor.symmetry.groups.builders import groups_of
-from ncmonitor.symmetry.transformed_outputs import Answers
+from ncmonitor.symmetry.transformed_outputs import TransformedOutputs
 
 
 def images(samples: int = 24, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -83,7 +83,7 @@ def test_the_network_runs_once_for_each_element_and_is_left_as_it_was() -> None:
     assert (
         len(RUNS) - 2 * once  # without the first batch, on which the classifier is found
         == 1 + 3 + 1 + 2
-        == Answers([rotations90(), flips()], [translation_flow()]).forwards
+        == TransformedOutputs([rotations90(), flips()], [translation_flow()]).forwards
     )
     assert net.training
     assert not net.body[3].training
@@ -161,7 +161,7 @@ def test_mistakes_are_refused_in_words() -> None:
     with pytest.raises(MeasurementError, match="not finite"):
         measure_symmetry(net, [(x / 0, y)], rotations90())
     with pytest.raises(InputError, match="'plain' is there for something else"):
-        Answers([Group.of("plain", [Action("g", torch.neg)], kind="x")])
+        TransformedOutputs([Group.of("plain", [Action("g", torch.neg)], kind="x")])
     with pytest.raises(InputError, match=r"call it, as in rotations90\(\)"):
         groups_of([rotations90])  # type: ignore[list-item]
 

@@ -362,7 +362,7 @@ def test_a_mask_within_a_class_does_not_go_with_shared_draws() -> None:
 def test_unknown_draws_iterators_and_no_samples_are_refused() -> None:
     with pytest.raises(InputError, match="draws= must be one of"):
         OrbitMoments(3, "all")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="two looks"):
+    with pytest.raises(InputError, match="two passes"):
         measure_orbits(iter([cloud()]), 3)
     with pytest.raises(InputError, match="none came"):
         measure_orbits([], 3)

@@ -14,7 +14,7 @@ from ncmonitor.monitor.history import KEYS
 from ncmonitor.reports.verdict import number
 
 if TYPE_CHECKING:
-    from ncmonitor.reports.comparison.run_groups import Group
+    from ncmonitor.reports.comparison.run_groups import RunGroup
 
 #: Columns of ``comparison.csv``.
 COLUMNS: Final = ("group", "split", "epoch", "metric", "n", "mean", "sd", "min", "max")
@@ -63,13 +63,13 @@ def _sorted(table: pd.DataFrame) -> pd.DataFrame:
     return table.loc[order].reset_index(drop=True)
 
 
-def comparison_table(groups: Sequence[Group], tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+def comparison_table(groups: Sequence[RunGroup], tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Put the tables of all groups under one another, with the columns of ``comparison.csv``."""
     parts = [t.assign(group=g.label) for g, t in zip(groups, tables, strict=True)]
     return pd.concat(parts, ignore_index=True)[list(COLUMNS)]
 
 
-def per_run_table(groups: Sequence[Group], tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+def per_run_table(groups: Sequence[RunGroup], tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Return one row per run and split: what it measured at the last epoch its group shares."""
     rows = []
     for group, table in zip(groups, tables, strict=True):

@@ -17,20 +17,20 @@ from ncmonitor.reports.comparison.group_expectations import expected_table
 from ncmonitor.reports.comparison.group_plots import (
     DASHES,
     ORDER_PARAMETERS,
-    Look,
+    GroupStyle,
     compared_panel,
     look_of,
     order_parameters,
 )
 from ncmonitor.reports.comparison.group_tables import Column, all_table, main_table, run_table
-from ncmonitor.reports.comparison.run_groups import Group, differences
-from ncmonitor.reports.comparison.runs import Run
+from ncmonitor.reports.comparison.run_groups import RunGroup, differences
+from ncmonitor.reports.comparison.runs import RunFolder
 from ncmonitor.reports.comparison.symmetry_comparison import orbits_beside_classes
 from ncmonitor.reports.comparison.symmetry_summary import symmetry_table
 from ncmonitor.reports.page import inline_svg, moment, templates
 from ncmonitor.reports.page import words as recorded
 from ncmonitor.reports.run_page.facts import environment, measured
-from ncmonitor.reports.run_page.pictures import Picture
+from ncmonitor.reports.run_page.pictures import FigureBlock
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,13 +98,13 @@ def render(
     )
 
 
-def _dates(runs: Sequence[Run]) -> str:
+def _dates(runs: Sequence[RunFolder]) -> str:
     days = sorted(str(run.facts["created"]) for run in runs if run.facts.get("created"))
     moments = list(dict.fromkeys(moment(day) for day in days[:1] + days[-1:]))
     return " to ".join(moments) if moments else "Date not recorded"
 
 
-def _key(i: int, group: Group, look: Look) -> dict[str, Any]:
+def _key(i: int, group: RunGroup, look: GroupStyle) -> dict[str, Any]:
     n = len(group.runs)
     return {
         "nth": i + 1,
@@ -115,24 +115,28 @@ def _key(i: int, group: Group, look: Look) -> dict[str, Any]:
     }
 
 
-def _panels(columns: Sequence[Column], look: Look) -> Iterator[Picture]:
+def _panels(columns: Sequence[Column], look: GroupStyle) -> Iterator[FigureBlock]:
     groups, tables = [c.group for c in columns], [c.table for c in columns]
     for i, name in enumerate(name for names in PANELS for name in names):
         quantity = CATALOGUE[name]
         figure = compared_panel(groups, tables, name, look)
         svg = inline_svg(figure, f"p{i}-", f"{quantity.label} by epoch")
-        yield Picture(svg, "", (("", quantity),))
+        yield FigureBlock(svg, "", (("", quantity),))
 
 
-def _order(columns: Sequence[Column], look: Look) -> Picture | None:
+def _order(columns: Sequence[Column], look: GroupStyle) -> FigureBlock | None:
     figure = order_parameters([c.group for c in columns], [c.table for c in columns], look)
     if figure is None:
         return None
     quantities = tuple((CATALOGUE[name].label, CATALOGUE[name]) for name in ORDER_PARAMETERS)
-    return Picture(inline_svg(figure, "o0-", "Symmetry of the classes by epoch"), "", quantities)
+    return FigureBlock(
+        inline_svg(figure, "o0-", "Symmetry of the classes by epoch"), "", quantities
+    )
 
 
-def _facts(runs: Sequence[Run]) -> tuple[list[tuple[str, str]], list[tuple[str, dict[str, str]]]]:
+def _facts(
+    runs: Sequence[RunFolder],
+) -> tuple[list[tuple[str, str]], list[tuple[str, dict[str, str]]]]:
     """Return what the runs record in common, and what they record differently and who."""
     facts = {}
     for run in runs:

@@ -7,14 +7,16 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ncmonitor.reports.comparison.run_groups import Group
+from ncmonitor.reports.comparison.run_groups import RunGroup
 from ncmonitor.reports.comparison.sentences import names
 from ncmonitor.reports.expect import read_expectation
 from ncmonitor.reports.expected import Finding, findings
 from ncmonitor.reports.verdict import number
 
 
-def expected_table(groups: Sequence[Group]) -> tuple[list[tuple[int, dict[str, Any]]], list[str]]:
+def expected_table(
+    groups: Sequence[RunGroup],
+) -> tuple[list[tuple[int, dict[str, Any]]], list[str]]:
     """Hold every run against its recipe's expectation, and gather the verdicts by group.
 
     Args:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from ncmonitor.reports.comparison.run_groups import Group
+    from ncmonitor.reports.comparison.run_groups import RunGroup
 
 #: With more groups than colours, dashes tell groups with one colour apart, not splits.
 DASHES: Final[tuple[tuple[float, ...], ...]] = ((), (3.2, 1.6), (1, 1.4), (5, 1.5, 1, 1.5))
@@ -47,7 +47,7 @@ ORDER_PARAMETERS: Final = (
 
 
 @dataclass(frozen=True)
-class Look:
+class GroupStyle:
     """How the groups of a comparison are told apart.
 
     Attributes:
@@ -72,7 +72,7 @@ class Look:
         return DASHES[(group // len(SERIES) + self.splits.index(split)) % len(DASHES)]
 
 
-def look_of(groups: Sequence[Group], table: pd.DataFrame) -> Look:
+def look_of(groups: Sequence[RunGroup], table: pd.DataFrame) -> GroupStyle:
     """Choose what a comparison can show at once and still be read.
 
     Args:
@@ -87,7 +87,7 @@ def look_of(groups: Sequence[Group], table: pd.DataFrame) -> Look:
     runs = [run for group in groups for run in group.runs if len(group.runs) > 1]
     points = sum(int(run.history["split"].isin(shown).sum()) for run in runs)
     lines = max(1, len(groups) * len(shown))
-    return Look(
+    return GroupStyle(
         splits=shown,
         single=len(runs) <= _MANY_RUNS and points <= _MANY_POINTS,
         points=min(_POINTS_OF_A_LINE, max(50, _POINTS // lines)),
@@ -100,7 +100,7 @@ def _unlike(ends: Sequence[int]) -> bool:
 
 
 def compared_panel(
-    groups: Sequence[Group], tables: Sequence[pd.DataFrame], name: str, look: Look
+    groups: Sequence[RunGroup], tables: Sequence[pd.DataFrame], name: str, look: GroupStyle
 ) -> Figure:
     """Draw one quantity of all groups by epoch; panels of one page line up.
 
@@ -129,7 +129,7 @@ def compared_panel(
 
 
 def order_parameters(
-    groups: Sequence[Group], tables: Sequence[pd.DataFrame], look: Look
+    groups: Sequence[RunGroup], tables: Sequence[pd.DataFrame], look: GroupStyle
 ) -> Figure | None:
     """Draw how broken the symmetry of the classes is, by epoch: :data:`ORDER_PARAMETERS`.
 
@@ -167,7 +167,7 @@ def _was_measured(table: pd.DataFrame, name: str) -> bool:
     return bool((table.loc[table["metric"] == name, "n"] > 0).any())
 
 
-def _set_epochs(ax: Axes, groups: Sequence[Group], *, log: bool) -> None:
+def _set_epochs(ax: Axes, groups: Sequence[RunGroup], *, log: bool) -> None:
     epochs = [run.history["epoch"] for group in groups for run in group.runs]
     first, last = min(map(min, epochs)), max(map(max, epochs))
     if log:
@@ -183,7 +183,7 @@ def _set_epochs(ax: Axes, groups: Sequence[Group], *, log: bool) -> None:
         ax.set_xlim(first - pad, last + pad)
 
 
-def with_key(figure: Figure, groups: Sequence[Group], look: Look) -> Figure:
+def with_key(figure: Figure, groups: Sequence[RunGroup], look: GroupStyle) -> Figure:
     """Add below a compared panel what its lines are, so that it can stand alone.
 
     Args:
@@ -232,11 +232,11 @@ def _line(colour: str, dashes: Sequence[float], label: str) -> Line2D:
 
 
 def _draw(
-    groups: Sequence[Group],
+    groups: Sequence[RunGroup],
     tables: Sequence[pd.DataFrame],
     ax: Axes,
     name: str,
-    look: Look,
+    look: GroupStyle,
     scale: str,
 ) -> None:
     series, bands = [], []
@@ -265,7 +265,7 @@ def _draw(
 
 
 def _draw_runs(
-    group: Group, ax: Axes, name: str, split: str, style: dict[str, Any], scale: str
+    group: RunGroup, ax: Axes, name: str, split: str, style: dict[str, Any], scale: str
 ) -> None:
     for run in group.runs:
         rows = split_rows(run.history, split)
@@ -299,7 +299,7 @@ def _draw_bands(ax: Axes, bands: Sequence[tuple[pd.DataFrame, str, bool]]) -> No
     ax.set_ylim(bottom, top)
 
 
-def _mark_onsets(groups: Sequence[Group], ax: Axes, look: Look) -> None:
+def _mark_onsets(groups: Sequence[RunGroup], ax: Axes, look: GroupStyle) -> None:
     for i, group in enumerate(groups):
         onsets = [run.onset for run in group.runs if run.onset is not None]
         ax.plot(

@@ -14,8 +14,8 @@ from ncmonitor.catalogue import CATALOGUE, FIT, METRICS, PHASE, Quantity
 from ncmonitor.monitor.history_queries import split_rows
 from ncmonitor.monitor.words import duration
 from ncmonitor.reports.comparison import aggregate
-from ncmonitor.reports.comparison.run_groups import Group
-from ncmonitor.reports.comparison.runs import Run
+from ncmonitor.reports.comparison.run_groups import RunGroup
+from ncmonitor.reports.comparison.runs import RunFolder
 from ncmonitor.reports.page import GROUPS, REPORT_FILE, Cell, value_cell
 from ncmonitor.reports.verdict import MAIN, section
 
@@ -29,7 +29,7 @@ _GROUP_COLUMNS: Final = (
 class Column:
     """A group with its statistics: at every shared epoch, and at the last one of each split."""
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: RunGroup) -> None:
         self.group = group
         self.table = aggregate.aggregate([run.history for run in group.runs])
         self.last = aggregate.last_epochs(self.table)
@@ -95,7 +95,7 @@ def all_table(columns: Sequence[Column], split: str) -> dict[str, Any]:
     return {"split": split, "heads": heads, "families": families}
 
 
-def run_table(groups: Sequence[Group], base: Path, other: str | None) -> dict[str, Any]:
+def run_table(groups: Sequence[RunGroup], base: Path, other: str | None) -> dict[str, Any]:
     """Build the table of the runs, with links to their reports relative to ``base``."""
     wanted = _wanted(MAIN, other)
     lines = []
@@ -122,14 +122,14 @@ def _heads(wanted: Sequence[tuple[str, str]]) -> list[tuple[Quantity, str]]:
     return [(CATALOGUE[name], split if name == "error" else "") for name, split in wanted]
 
 
-def _link(run: Run, base: Path) -> str:
+def _link(run: RunFolder, base: Path) -> str:
     report = run.folder / REPORT_FILE
     if not report.is_file():
         return ""
     return quote(Path(os.path.relpath(report.resolve(), base.resolve())).as_posix())
 
 
-def _own_cell(run: Run, name: str, split: str) -> Cell:
+def _own_cell(run: RunFolder, name: str, split: str) -> Cell:
     rows = split_rows(run.history, split)
     if rows.empty:
         return Cell("·", "none")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ncmonitor.reports.comparison.runs import Run
+from ncmonitor.reports.comparison.runs import RunFolder
 from ncmonitor.reports.verdict import section
 
 _SEED_WORD: Final = re.compile(r"-{0,2}(\w+[._-])?seed(_everything)?(=.*)?")
@@ -18,7 +18,7 @@ _STAMP: Final = re.compile(r"^\d{8}-\d{6}|[-_]?seeds?\d+(-\d+)?$")
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
+class RunGroup:
     """Runs that differ by the seed alone.
 
     Attributes:
@@ -29,33 +29,33 @@ class Group:
     """
 
     label: str
-    runs: tuple[Run, ...]
+    runs: tuple[RunFolder, ...]
     certain: bool
 
 
-def group_runs(runs: Sequence[Run]) -> list[Group]:
+def group_runs(runs: Sequence[RunFolder]) -> list[RunGroup]:
     """Gather runs that differ by the seed alone, in the order in which they come.
 
     Runs with ``config.yaml`` belong together when all options are equal except the seed, folders
     and loggers. Without it the command must be the same apart from the seed, and the classifier,
     the class count and the planned epochs too. Anything else is a group of its own.
     """
-    gathered: dict[str, list[Run]] = {}
+    gathered: dict[str, list[RunFolder]] = {}
     for run in runs:
         gathered.setdefault(_key(run), []).append(run)
     groups = [sorted(group, key=_by_seed) for group in gathered.values()]
     labels = _labels(groups)
     return [
-        Group(label, tuple(group), len(group) == 1 or group[0].options is not None)
+        RunGroup(label, tuple(group), len(group) == 1 or group[0].options is not None)
         for label, group in zip(labels, groups, strict=True)
     ]
 
 
-def _by_seed(run: Run) -> tuple[bool, int]:
+def _by_seed(run: RunFolder) -> tuple[bool, int]:
     return run.seed is None, run.seed or 0
 
 
-def _key(run: Run) -> str:
+def _key(run: RunFolder) -> str:
     if run.options is not None:
         return json.dumps(run.options, sort_keys=True)
     words = command_words(run)
@@ -67,7 +67,7 @@ def _key(run: Run) -> str:
     return json.dumps([words, same, run.facts.get("max_epochs")], default=str)
 
 
-def command_words(run: Run) -> list[str]:
+def command_words(run: RunFolder) -> list[str]:
     """Return the command of a run in words, without the seed and the folder."""
     try:
         words = shlex.split(str(run.facts.get("command") or ""))
@@ -82,7 +82,7 @@ def command_words(run: Run) -> list[str]:
     return kept
 
 
-def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
+def _labels(groups: Sequence[Sequence[RunFolder]]) -> list[str]:
     bases = [_base(group[0]) for group in groups]
     labels = []
     for group, base in zip(groups, bases, strict=True):
@@ -103,7 +103,7 @@ def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
     ]
 
 
-def _base(run: Run) -> str:
+def _base(run: RunFolder) -> str:
     words = command_words(run)
     if words[1:2] == ["fit"] and len(words) > 2 and not words[2].startswith("-"):
         return words[2]  # ncmonitor fit NAME
@@ -114,7 +114,7 @@ def _base(run: Run) -> str:
     return run.name
 
 
-def differences(groups: Sequence[Sequence[Run]]) -> list[tuple[str, list[str]]]:
+def differences(groups: Sequence[Sequence[RunFolder]]) -> list[tuple[str, list[str]]]:
     """Return the options in which groups differ, each with its value per group, ``–`` without."""
     known = [group[0].options or {} for group in groups]
     names = dict.fromkeys(name for options in known for name in options)

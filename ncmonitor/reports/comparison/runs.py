@@ -43,7 +43,7 @@ _FREE: Final = frozenset(
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class RunFolder:
     """One run as it lies on disk.
 
     Attributes:
@@ -103,7 +103,7 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(word) if word.isdecimal() else -1, word) for word in words]
 
 
-def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
+def read_runs(folders: Sequence[Path]) -> tuple[list[RunFolder], list[str]]:
     """Read runs, leaving out those that have not measured anything yet.
 
     Args:
@@ -122,7 +122,9 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
             if len(folders) > 1 and history.is_file() and history.read_bytes().count(b"\n") < 2:
                 empty.append(name)
                 continue
-            runs.append(Run(folder, name, read_history(folder), read_run(folder), _config(folder)))
+            runs.append(
+                RunFolder(folder, name, read_history(folder), read_run(folder), _config(folder))
+            )
         except OSError as error:
             raise InputError(f"{folder} cannot be read: {error.strerror}") from error
     if not runs:

@@ -11,14 +11,14 @@ from ncmonitor.reports.comparison.aggregate import span
 from ncmonitor.reports.verdict import cautions, section
 
 if TYPE_CHECKING:
-    from ncmonitor.reports.comparison.run_groups import Group
-    from ncmonitor.reports.comparison.runs import Run
+    from ncmonitor.reports.comparison.run_groups import RunGroup
+    from ncmonitor.reports.comparison.runs import RunFolder
 
 #: More names than this are counted, not listed.
 _FEW: Final = 6
 
 
-def headline(groups: Sequence[Group]) -> str:
+def headline(groups: Sequence[RunGroup]) -> str:
     """Say in two sentences what is compared, and in how many runs the terminal phase began."""
     runs = [run for group in groups for run in group.runs]
     if len(runs) == 1:
@@ -37,7 +37,7 @@ def headline(groups: Sequence[Group]) -> str:
     return f"{what} {onset(runs)}"
 
 
-def onset(runs: Sequence[Run]) -> str:
+def onset(runs: Sequence[RunFolder]) -> str:
     """Say in how many runs, and when, the training error reached 0."""
     reached = [run.onset for run in runs if run.onset is not None]
     known = [run for run in runs if len(split_rows(run.history, "train"))]
@@ -54,7 +54,7 @@ def onset(runs: Sequence[Run]) -> str:
 
 
 def all_cautions(
-    groups: Sequence[Group], last: Sequence[Mapping[str, int]], left_out: Sequence[str]
+    groups: Sequence[RunGroup], last: Sequence[Mapping[str, int]], left_out: Sequence[str]
 ) -> list[str]:
     """List what a reader should know: about the comparison, then about single runs.
 
@@ -77,7 +77,7 @@ def all_cautions(
     return said + _with_names(told, sum(len(group.runs) for group in groups), "All runs")
 
 
-def _about_group(group: Group, last: Mapping[str, int]) -> list[str]:
+def _about_group(group: RunGroup, last: Mapping[str, int]) -> list[str]:
     said = []
     seeds = Counter(run.seed for run in group.runs if run.seed is not None)
     for seed, times in seeds.items():
@@ -101,7 +101,7 @@ def _about_group(group: Group, last: Mapping[str, int]) -> list[str]:
     return said
 
 
-def _about_epochs(group: Group, split: str, last: int | None) -> list[str]:
+def _about_epochs(group: RunGroup, split: str, last: int | None) -> list[str]:
     epochs = {run.name: set(split_rows(run.history, split)["epoch"]) for run in group.runs}
     said = []
     if missing := [name for name, measured in epochs.items() if not measured]:
@@ -120,7 +120,7 @@ def _about_epochs(group: Group, split: str, last: int | None) -> list[str]:
     return said
 
 
-def _about_sizes(groups: Sequence[Group]) -> list[str]:
+def _about_sizes(groups: Sequence[RunGroup]) -> list[str]:
     said = []
     for key, noun in (("num_classes", "class counts"), ("feature_dim", "feature dimensions")):
         sizes = {section(r.facts, "measurement").get(key) for g in groups for r in g.runs} - {None}

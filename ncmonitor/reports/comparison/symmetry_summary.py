@@ -19,7 +19,7 @@ from ncmonitor.monitor.symmetry_queries import (
 )
 from ncmonitor.monitor.symmetry_table import read_symmetry
 from ncmonitor.reports.comparison.aggregate import spread
-from ncmonitor.reports.comparison.run_groups import Group
+from ncmonitor.reports.comparison.run_groups import RunGroup
 from ncmonitor.reports.page import NOTHING, Cell
 from ncmonitor.symmetry.rows import PLAIN
 
@@ -31,7 +31,7 @@ _TRAIN: Final = (OF_CLASSES, OF_ORBITS, "inv_error", "equiv_r2")
 _OTHER: Final = ("acc_orbit_mean", "acc_orbit_worst")
 
 
-def symmetry_table(groups: Sequence[Group]) -> dict[str, Any] | None:
+def symmetry_table(groups: Sequence[RunGroup]) -> dict[str, Any] | None:
     """Build the table, a line for each group of runs and group of transforms.
 
     Args:

@@ -24,7 +24,7 @@ _SECONDS: Final = 0.16
 _HELD: Final = 10
 
 
-class Frame(NamedTuple):
+class FilmFrame(NamedTuple):
     """One frame: the epoch it shows, where it lies in the image, and when it is on.
 
     Attributes:
@@ -50,7 +50,7 @@ class Film(NamedTuple):
 
     image: str
     columns: int
-    frames: tuple[Frame, ...]
+    frames: tuple[FilmFrame, ...]
     seconds: str
 
 
@@ -79,7 +79,7 @@ def film(snapshots: Sequence[Snapshot]) -> Film | None:
         row, column = divmod(i, columns)
         sheet.paste(image, (column * width, row * height))
         shift = f"translate({_percent(-column / columns)}, {_percent(-row / rows)})"
-        frames.append(Frame(snapshot.epoch, shift, _percent(i / (len(shown) - 1 + _HELD))))
+        frames.append(FilmFrame(snapshot.epoch, shift, _percent(i / (len(shown) - 1 + _HELD))))
     seconds = f"{_SECONDS * (len(shown) - 1 + _HELD):.2f}s"
     return Film(data_uri(sheet), columns, tuple(frames), seconds)
 

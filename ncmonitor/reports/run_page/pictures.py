@@ -33,7 +33,7 @@ PATHS: Final = (
 LAYERED: Final = ("nc1", "nc2_etf_means", "nc2_equiangular_std_means")
 
 
-class Picture(NamedTuple):
+class FigureBlock(NamedTuple):
     """One figure of a page.
 
     Attributes:
@@ -47,17 +47,17 @@ class Picture(NamedTuple):
     quantities: tuple[tuple[str, Quantity], ...] = ()
 
 
-def panels(history: pd.DataFrame) -> list[Picture]:
+def panels(history: pd.DataFrame) -> list[FigureBlock]:
     """Draw the panels of the overview, each as a figure of its own."""
     return list(_panels(history))
 
 
-def _panels(history: pd.DataFrame) -> Iterator[Picture]:
+def _panels(history: pd.DataFrame) -> Iterator[FigureBlock]:
     for i, names in enumerate(PANELS):
         title, own = panel_labels(names)
         quantities = zip(own, (CATALOGUE[name] for name in names), strict=True)
         svg = inline_svg(panel(history, names), f"p{i}-", f"{title} by epoch")
-        yield Picture(svg, "", tuple(quantities))
+        yield FigureBlock(svg, "", tuple(quantities))
 
 
 def known_paths(history: pd.DataFrame) -> list[tuple[str, str]]:
@@ -67,14 +67,14 @@ def known_paths(history: pd.DataFrame) -> list[tuple[str, str]]:
     return [pair for pair in PATHS if there[list(pair)].all(axis="columns").sum() > 1]
 
 
-def paths(history: pd.DataFrame) -> list[Picture]:
+def paths(history: pd.DataFrame) -> list[FigureBlock]:
     """Draw the paths of training in planes of two quantities."""
     found = []
     for i, (x, y) in enumerate(known_paths(history)):
         with own_style():
             ax: Any = phase(history, fresh_axes(3.4, 2.7), x=x, y=y)
         label = f"{CATALOGUE[y].label} against {CATALOGUE[x].label}, coloured by epoch"
-        found.append(Picture(inline_svg(ax.figure, f"f{i}-", label, follow=False)))
+        found.append(FigureBlock(inline_svg(ax.figure, f"f{i}-", label, follow=False)))
     return found
 
 
@@ -98,7 +98,7 @@ def draw_layers(history: pd.DataFrame, quantity: str, width: float) -> Any:
         return layers(history, ax, quantity=quantity)
 
 
-def layer_maps(history: pd.DataFrame) -> list[Picture]:
+def layer_maps(history: pd.DataFrame) -> list[FigureBlock]:
     """Draw the heat maps of inner layers; none for a run without them."""
     if "train" not in split_names(history):
         return []
@@ -108,7 +108,7 @@ def layer_maps(history: pd.DataFrame) -> list[Picture]:
         figure = draw_layers(history, name, 4.6).figure
         figure.axes[-1].set_ylabel("")  # the caption says it, in one line
         svg = inline_svg(figure, f"l{i}-", f"{entry.label} by layer and epoch")
-        found.append(Picture(svg, "", ((entry.label, entry),)))
+        found.append(FigureBlock(svg, "", ((entry.label, entry),)))
     return found
 
 
@@ -164,23 +164,23 @@ def geometry(snapshots: Sequence[Snapshot]) -> dict[str, Any] | None:
     }
 
 
-def _simplex(snapshot: Snapshot, reach: float, prefix: str) -> Picture:
+def _simplex(snapshot: Snapshot, reach: float, prefix: str) -> FigureBlock:
     with own_style():
         ax: Any = simplex(snapshot, limit=reach)
     classes = ", ".join(map(str, snapshot.corners))
     label = f"Features, means and classifier rows of the classes {classes} at epoch"
     svg = inline_svg(ax.figure, prefix, f"{label} {snapshot.epoch}", follow=False)
-    return Picture(svg, f"epoch {snapshot.epoch}")
+    return FigureBlock(svg, f"epoch {snapshot.epoch}")
 
 
-def _spectrum(snapshot: Snapshot, prefix: str) -> Picture:
+def _spectrum(snapshot: Snapshot, prefix: str) -> FigureBlock:
     with own_style():
         ax: Any = spectrum(snapshot, fresh_axes(3.4, 2.7))
     svg = inline_svg(ax.figure, prefix, f"Spectra at epoch {snapshot.epoch}")
-    return Picture(svg, f"epoch {snapshot.epoch}")
+    return FigureBlock(svg, f"epoch {snapshot.epoch}")
 
 
-def _grams(snapshot: Snapshot, prefix: str) -> list[Picture]:
+def _grams(snapshot: Snapshot, prefix: str) -> list[FigureBlock]:
     rowless = snapshot.weight_gram is None
     kinds = [of for of in KINDS if not (rowless and of in ("classifier", "cross"))]
     found = []
@@ -190,7 +190,7 @@ def _grams(snapshot: Snapshot, prefix: str) -> list[Picture]:
             # Fixed margins: layout engines draw everything twice, and numbers are many.
             gram(snapshot, figure.add_axes((0.08, 0.1, 0.9, 0.818)), of=of)
         label = f"Gram matrix at epoch {snapshot.epoch}: {KINDS[of]}"
-        found.append(Picture(inline_svg(figure, f"{prefix}{of}-", label, follow=False)))
+        found.append(FigureBlock(inline_svg(figure, f"{prefix}{of}-", label, follow=False)))
     return found
 
 

@@ -24,7 +24,7 @@ from ncmonitor.plots import collapse_and_orbits, group_curves, irrep_budget
 from ncmonitor.plots._irreps import has_budget
 from ncmonitor.plots.style import fresh_axes, own_style
 from ncmonitor.reports.page import NOTHING, Cell, inline_svg, value_cell
-from ncmonitor.reports.run_page.pictures import Picture
+from ncmonitor.reports.run_page.pictures import FigureBlock
 from ncmonitor.reports.symmetry_words import findings
 from ncmonitor.symmetry.rows import FACTS_FILE, OF_FLOWS, PARAMETERS
 
@@ -60,7 +60,7 @@ def read(folder: Path) -> tuple[pd.DataFrame | None, list[str]]:
     return table, list(table.attrs["cautions"])
 
 
-def budget(history: pd.DataFrame) -> Picture | None:
+def budget(history: pd.DataFrame) -> FigureBlock | None:
     """Draw the irrep budget of the class means; ``None`` where there is none to draw."""
     if history[history["split"] == "train"].empty or not has_budget(history):
         return None
@@ -70,7 +70,7 @@ def budget(history: pd.DataFrame) -> Picture | None:
     names = ("S_K breaking", "unequal lengths", "similar pairs")
     quantities = tuple(zip(names, (CATALOGUE[part] for part in parts), strict=True))
     svg = inline_svg(ax.figure, "b0-", "What breaks the symmetry of the classes, by epoch")
-    return Picture(svg, "", quantities)
+    return FigureBlock(svg, "", quantities)
 
 
 def section(table: pd.DataFrame | None) -> dict[str, Any] | None:
@@ -101,18 +101,18 @@ def section(table: pd.DataFrame | None) -> dict[str, Any] | None:
     }
 
 
-def _pictures(table: pd.DataFrame) -> list[Picture]:
+def _pictures(table: pd.DataFrame) -> list[FigureBlock]:
     groups = group_names(table)
     if not groups:
         return []
     label = "Class collapse and orbit collapse by epoch"
-    found = [Picture(inline_svg(collapse_and_orbits(table), "y0-", label))]
+    found = [FigureBlock(inline_svg(collapse_and_orbits(table), "y0-", label))]
     shown = other_split(table)
     for i, group in enumerate(groups[:_DRAWN]):
         with own_style():
             ax: Any = group_curves(table, "acc", fresh_axes(4.6, 3.0), group=group, split=shown)
         label = f"Accuracy under each element of {group} by epoch"
-        found.append(Picture(inline_svg(ax.figure, f"y{i + 1}-", label)))
+        found.append(FigureBlock(inline_svg(ax.figure, f"y{i + 1}-", label)))
     return found
 
 
