@@ -42,8 +42,8 @@ def relabelled(
         for (features, own, predicted), before, part in zip(source(), labels, parts, strict=False):
             if not torch.equal(own, before):  # of every sample one label, at every reading
                 raise InputError(
-                    "the source gives its samples in another order at each reading, so that no null "
-                    "can be measured: pass a loader that does not shuffle, or a larger "
+                    "the source gives its samples in another order at each reading, so that no "
+                    "null can be measured: pass a loader that does not shuffle, or a larger "
                     "cache_bytes="
                 )
             yield features, part, predicted
