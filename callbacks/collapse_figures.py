@@ -122,7 +122,7 @@ class CollapseFigures(AfterMeasurement):
         scheduled_epochs(self.schedule, trainer.max_epochs, endless=True)
         self._gallery = Gallery(self.figures, self.names, self.share, monitor.prefix)
         self._sketch = self._last = self._refusal = None
-        monitor.makers.append(self._make)
+        monitor.factories.append(self._make)
         self._listen(monitor)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -193,6 +193,6 @@ class CollapseFigures(AfterMeasurement):
 
     def _unsubscribe(self) -> None:
         super()._unsubscribe()
-        if self._monitor is not None and self._make in self._monitor.makers:
-            self._monitor.makers.remove(self._make)
+        if self._monitor is not None and self._make in self._monitor.factories:
+            self._monitor.factories.remove(self._make)
         self._sketch = self._last = None

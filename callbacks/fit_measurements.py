@@ -23,7 +23,7 @@ from ncmonitor.monitor.console import console_lines
 from ncmonitor.monitor.history import NULL_SPLIT, ONLINE_SPLIT
 from ncmonitor.monitor.history_rows import Row, layer_split
 from ncmonitor.redact import reason_of
-from ncmonitor.statistics.accumulators import Maker
+from ncmonitor.statistics.passes import AccumulatorFactory
 
 #: So many epochs are named in the summary of what failed.
 _NAMED: Final = 10
@@ -38,7 +38,7 @@ class FitMeasurements:
         measurement: Of the trainer and module of this fit.
         ledger: Keeps the rows.
         log: Writes them.
-        makers: Of what else is to see the features of the training set.
+        factories: Of what else is to see the features of the training set.
         means: Keeps the class means of the training set.
 
     Attributes:
@@ -50,11 +50,11 @@ class FitMeasurements:
         measurement: Measurement,
         ledger: RunState,
         log: RunLog,
-        makers: Sequence[Maker],
+        factories: Sequence[AccumulatorFactory],
         means: TrainMeans,
     ) -> None:
         self.measurement, self.ledger, self.log = measurement, ledger, log
-        self._makers, self._means = makers, means
+        self._factories, self._means = factories, means
         self.trained: Reports = {}
         self.online: Online | None = None
         self._failures: dict[tuple[str, str], list[int]] = {}
@@ -198,8 +198,8 @@ class FitMeasurements:
         references = None if train else {k: report.moments for k, report in self.trained.items()}
         try:
             with said_once(self._said):
-                share, makers = self.ledger.overhead.share, self._makers if train else ()
-                reports = self.measurement.measure(source, references, share, makers)
+                share, factories = self.ledger.overhead.share, self._factories if train else ()
+                reports = self.measurement.measure(source, references, share, factories)
             dry = is_dry_run(self.measurement.trainer)  # a first batch may well hold one class
             if train and not dry and reports[""].n_classes_present < 2:
                 raise InputError("the training set holds one class; neural collapse needs two")

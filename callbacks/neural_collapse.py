@@ -54,8 +54,8 @@ from ncmonitor.monitor.schedule import (
     scheduled_epochs,
     warn_unreachable,
 )
-from ncmonitor.statistics.accumulators import Maker
 from ncmonitor.statistics.feature_cache import DEFAULT_CACHE_BYTES
+from ncmonitor.statistics.passes import AccumulatorFactory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,7 +121,7 @@ class NeuralCollapse(Base):
     Attributes:
         after_measurement: Functions of ``(trainer, pl_module, epoch)``, called once an epoch is
             in :attr:`history`.
-        makers: Of what else looks at every feature of the training set, in the same pass.
+        factories: Of what else looks at every feature of the training set, in the same pass.
         recipe: What the run is called in its record, for grouping; ``None``: nothing.
 
     Raises:
@@ -171,7 +171,7 @@ class NeuralCollapse(Base):
             raise InputError("prefix= is the first part of every log key, and must not be empty")
         self.schedule, self.prefix, self.verbose = schedule, prefix, verbose
         self.after_measurement: list[Callable[[pl.Trainer, pl.LightningModule, int], None]] = []
-        self.makers: list[Maker] = []
+        self.factories: list[AccumulatorFactory] = []
         self._options = Options(
             classifier=classifier,
             num_classes=num_classes,
@@ -468,7 +468,7 @@ class NeuralCollapse(Base):
             log.start(self._ledger.rows, how, trainer.max_epochs or -1, self._ledger.metrics)
         if log.active:
             mailbox.leave(self._address, self._run_dir, trainer)
-        return FitMeasurements(measurement, self._ledger, log, self.makers, self._means)
+        return FitMeasurements(measurement, self._ledger, log, self.factories, self._means)
 
     def _is_scheduled(self, epoch: int, trainer: pl.Trainer) -> bool:
         """Ask the user's policy, which need not be the same on every rank."""

@@ -34,10 +34,10 @@ from ncmonitor.inputs.labels import clean_batch
 from ncmonitor.inputs.tensors import check_floating
 from ncmonitor.measurement.pipeline import Study, run
 from ncmonitor.measurement.report import CollapseReport
-from ncmonitor.statistics.accumulators import Maker
 from ncmonitor.statistics.classifier import Classifier
 from ncmonitor.statistics.feature_cache import Budget, FeatureCache
 from ncmonitor.statistics.moments import ClassMoments
+from ncmonitor.statistics.passes import AccumulatorFactory
 from ncmonitor.statistics.process_group import SINGLE_PROCESS, ProcessGroup
 
 _T = TypeVar("_T")
@@ -246,7 +246,7 @@ class Measurement:
         source: Source,
         references: Mapping[str, ClassMoments] | None = None,
         share: float | None = None,
-        makers: Sequence[Maker] = (),
+        factories: Sequence[AccumulatorFactory] = (),
     ) -> Reports:
         """Run the network over a split and return the reports; of train with its null.
 
@@ -257,12 +257,12 @@ class Measurement:
             references: For every other split, moments of the training set by layer; a layer
                 without any is measured against its own. ``None`` for the training set itself.
             share: Expected share of the fit's time, for the progress bar.
-            makers: Of what else is to see the features of the classifier.
+            factories: Of what else is to see the features of the classifier.
         """
 
         def work() -> Reports:
             loader = source(self.batch_size, self.ranks)
-            return self._measure(loader, references, share, makers)
+            return self._measure(loader, references, share, factories)
 
         return self._while_it_fits(work, lambda: source(None, SINGLE_PROCESS))
 
@@ -292,7 +292,7 @@ class Measurement:
         loader: Any,
         references: Mapping[str, ClassMoments] | None,
         share: float | None,
-        makers: Sequence[Maker],
+        factories: Sequence[AccumulatorFactory],
     ) -> Reports:
         options, train = self.options, references is None
         with (
@@ -303,7 +303,7 @@ class Measurement:
             with self.ranks.together():
                 renew_weight(self.head)
                 head = Classifier(tap.weight, tap.bias)
-            studies = self._studies(head, references or {}, makers)
+            studies = self._studies(head, references or {}, factories)
             seed = options.null_seed if train else None
             reports = run(studies, self._pass(loader, tap, advance), self.ranks, seed)
         return dict(zip(("", *self.layers), reports, strict=True))
@@ -312,7 +312,7 @@ class Measurement:
         self,
         head: Classifier,
         references: Mapping[str, ClassMoments],
-        makers: Sequence[Maker],
+        factories: Sequence[AccumulatorFactory],
         *,
         in_memory: bool = False,
     ) -> list[Study]:
@@ -325,7 +325,7 @@ class Measurement:
                 self.options.settings,
                 FeatureCache(budget),
                 references.get(layer),
-                () if layer else makers,
+                () if layer else factories,
             )
             for layer in ("", *self.layers)
         ]

@@ -1,4 +1,4 @@
-"""A snapshot taken in the measuring pass itself: a companion of the second pass."""
+"""A snapshot taken in the measuring pass itself: an accumulator of the second pass."""
 
 from __future__ import annotations
 

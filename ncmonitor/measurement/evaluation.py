@@ -28,14 +28,13 @@ from ncmonitor.statistics.accumulators import (
     Accumulator,
     Directional,
     Fuzziness,
-    Maker,
     Margin,
     WithinClassScatter,
 )
 from ncmonitor.statistics.class_means import ClassMeans, GlobalMean
 from ncmonitor.statistics.classifier import Classifier
 from ncmonitor.statistics.moments import ClassMoments
-from ncmonitor.statistics.passes import FirstPass, SecondPass
+from ncmonitor.statistics.passes import AccumulatorFactory, FirstPass, SecondPass
 from ncmonitor.statistics.source_checks import check_first
 
 #: NC1 below which it is the rounding of the features, for features with common mean and signal.
@@ -52,7 +51,7 @@ class Evaluation:
         first: The first pass, complete.
         reference: Moments whose class means decide the nearest class; ``None``: the split's own.
         settings: What to compute.
-        makers: Of what else is to see the second pass.
+        factories: Of what else is to see the second pass.
 
     Attributes:
         second: The second pass; it takes the same stream again.
@@ -63,7 +62,7 @@ class Evaluation:
         first: FirstPass,
         reference: ClassMoments | None,
         settings: Settings,
-        makers: Sequence[Maker] = (),
+        factories: Sequence[AccumulatorFactory] = (),
     ) -> None:
         classifier = first.classifier is not None
         self._names = applicable(settings.names, classifier=classifier, decisions=first.decides)
@@ -83,7 +82,7 @@ class Evaluation:
         self._fuzziness: Fuzziness | None = None
         self._margin: Margin | None = None
         del shape
-        self.second = self._look(reference, makers)
+        self.second = self._look(reference, factories)
 
     def report(self) -> CollapseReport:
         """Return the report, once the second pass is complete."""
@@ -106,7 +105,9 @@ class Evaluation:
             vectors={"nc1_per_class": per_class} if "nc1_per_class" in self._names else {},
         )
 
-    def _look(self, reference: ClassMoments | None, makers: Sequence[Maker]) -> SecondPass:
+    def _look(
+        self, reference: ClassMoments | None, factories: Sequence[AccumulatorFactory]
+    ) -> SecondPass:
         """Return the second pass, ready for the stream."""
         moments, asks = self._first.moments, self._settings.asks
         own = train = ClassMeans(moments, self._centre, self._span, present_classes(moments))
@@ -123,9 +124,9 @@ class Evaluation:
         if self._shape is not None and not self._flat:
             self._ask_pairs(own, self._shape)
         every = (self._scatter, self._directional, self._fuzziness)
-        companions: list[Accumulator] = [each for each in every if each is not None]
-        companions += [make(self._first, own) for make in makers]
-        return SecondPass(moments.num_classes, own, train, companions, self._margin)
+        accumulators: list[Accumulator] = [each for each in every if each is not None]
+        accumulators += [make(self._first, own) for make in factories]
+        return SecondPass(moments.num_classes, own, train, accumulators, self._margin)
 
     def _ask_pairs(self, own: ClassMeans, shape: ClassGeometry) -> None:
         means, resolution = shape.means.vectors, shape.means.resolution

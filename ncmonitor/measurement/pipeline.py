@@ -12,11 +12,10 @@ from ncmonitor.measurement.evaluation import Evaluation
 from ncmonitor.measurement.report import CollapseReport
 from ncmonitor.measurement.settings import Settings
 from ncmonitor.measurement.shuffled_labels import only_for, permuted, relabelled
-from ncmonitor.statistics.accumulators import Maker
 from ncmonitor.statistics.classifier import Classifier
 from ncmonitor.statistics.feature_cache import Entry, FeatureCache
 from ncmonitor.statistics.moments import ClassMoments
-from ncmonitor.statistics.passes import FirstPass
+from ncmonitor.statistics.passes import AccumulatorFactory, FirstPass
 from ncmonitor.statistics.process_group import SINGLE_PROCESS, ProcessGroup
 from ncmonitor.statistics.source_checks import check_first, check_rereadable, check_same
 
@@ -33,7 +32,7 @@ class Study:
         settings: What to compute.
         cache: Keeps the features between the passes.
         reference: Moments whose class means decide the nearest class; ``None``: the stream's own.
-        makers: Of what else is to see every feature, beside the metrics; not of shuffled labels.
+        factories: Of what else is to see every feature, beside the metrics; not of shuffled labels.
         first: The first pass: of this rank's share, and of all once they have met.
     """
 
@@ -42,7 +41,7 @@ class Study:
     settings: Settings
     cache: FeatureCache
     reference: ClassMoments | None = None
-    makers: Sequence[Maker] = ()
+    factories: Sequence[AccumulatorFactory] = ()
     first: FirstPass = field(init=False)
 
     def __post_init__(self) -> None:
@@ -62,10 +61,12 @@ class Study:
         """Join the first passes of all ranks."""
         self.first = self._share.over(ranks)
 
-    def evaluate(self, first: FirstPass, makers: Sequence[Maker] = ()) -> Evaluation:
+    def evaluate(
+        self, first: FirstPass, factories: Sequence[AccumulatorFactory] = ()
+    ) -> Evaluation:
         """Return what is left to do, after a first pass."""
         check_first(first, self.reference)
-        return Evaluation(first, self.reference, self.settings, makers)
+        return Evaluation(first, self.reference, self.settings, factories)
 
     def check_same(self, again: FirstPass) -> None:
         """Raise unless a second reading gave what the first one did."""
@@ -100,7 +101,7 @@ def run(
         study.meet(ranks)
     budget = studies[0].cache.budget
     with ranks.together():
-        after = [study.evaluate(study.first, study.makers) for study in studies]
+        after = [study.evaluate(study.first, study.factories) for study in studies]
         if not budget.enough:
             check_rereadable(batches, budget, times=2 if null_seed is None else 4)
         for entries in _again(studies, batches):

@@ -1,11 +1,10 @@
-"""Opt-in companions of the second pass: what else is computed from the same residuals."""
+"""Opt-in accumulators beside the second pass: what else is computed from the same residuals."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,9 +14,6 @@ from ncmonitor.geometry.vectors import Span, Vectors
 from ncmonitor.inputs.tensors import Scratch
 from ncmonitor.statistics.class_means import ClassMeans
 from ncmonitor.statistics.process_group import ProcessGroup
-
-if TYPE_CHECKING:
-    from ncmonitor.statistics.passes import FirstPass
 
 
 @dataclass(frozen=True)
@@ -45,10 +41,6 @@ class Accumulator(Protocol):
 
     def meet(self, ranks: ProcessGroup) -> None:
         """Make the sums those of all ranks, once each has taken in its last block."""
-
-
-#: Makes a companion from the first pass at a split, complete, and from its centres.
-Maker = Callable[["FirstPass", ClassMeans], Accumulator]
 
 
 class WithinClassScatter:

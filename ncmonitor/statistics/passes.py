@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import torch
@@ -181,7 +181,7 @@ class SecondPass:
         num_classes: Number of classes K.
         own: This split's centres.
         train: Centres that decide the nearest class.
-        companions: What else is computed on the way.
+        accumulators: What else is computed on the way.
         margin: Where the margins between the two nearest centres go, if asked for.
     """
 
@@ -190,12 +190,12 @@ class SecondPass:
         num_classes: int,
         own: ClassMeans,
         train: ClassMeans,
-        companions: Sequence[Accumulator] = (),
+        accumulators: Sequence[Accumulator] = (),
         margin: Margin | None = None,
     ) -> None:
         device = own.device
         self.num_classes, self.own, self.train = num_classes, own, train
-        self.companions, self.margin = companions, margin
+        self.accumulators, self.margin = accumulators, margin
         self._whitened = torch.zeros(num_classes + 1, dtype=torch.float64, device=device)
         self._in_span = torch.zeros(num_classes + 1, dtype=torch.float64, device=device)
         self._disagreements = torch.zeros((), dtype=torch.int64, device=device)
@@ -218,8 +218,8 @@ class SecondPass:
         residuals, position = self.own.residuals(features, labels)
         projected = self.own.project(residuals)
         self._in_span.index_add_(0, labels, _square_norms(projected))
-        for companion in self.companions:
-            companion.absorb(Block(features, labels, residuals, projected))
+        for accumulator in self.accumulators:
+            accumulator.absorb(Block(features, labels, residuals, projected))
         nearest = self._nearest(features, labels, projected, position)
         self._correct += (nearest == labels).sum()
         if predicted is not None:
@@ -228,9 +228,9 @@ class SecondPass:
         self._whitened.index_add_(0, labels, _square_norms(projected.mul_(self.own.inverse)))
 
     def meet(self, ranks: ProcessGroup) -> None:
-        """Make the sums those of all ranks; companions learn that the look is complete."""
-        for companion in self.companions:
-            companion.meet(ranks)
+        """Make the sums those of all ranks; accumulators learn that the look is complete."""
+        for accumulator in self.accumulators:
+            accumulator.meet(ranks)
         if ranks.size == 1:
             return
         for name in ("_whitened", "_in_span", "_disagreements", "_correct"):
@@ -277,3 +277,7 @@ class SecondPass:
 
 def _square_norms(rows: Tensor) -> Tensor:
     return (rows * rows).sum(1, dtype=torch.float64)
+
+
+#: Makes an accumulator from the first pass at a split, complete, and from its class means.
+AccumulatorFactory = Callable[[FirstPass, ClassMeans], Accumulator]

@@ -476,9 +476,9 @@ def test_a_fit_that_fails_leaves_the_monitor_as_it_was() -> None:
     monitor = watch()
     with pytest.raises(RuntimeError, match="a bug"):
         fitted(monitor, kept(), module=Breaks())
-    assert (monitor.makers, monitor.after_measurement) == ([], [])
+    assert (monitor.factories, monitor.after_measurement) == ([], [])
     fitted(monitor, kept())
-    assert (monitor.makers, monitor.after_measurement) == ([], [])
+    assert (monitor.factories, monitor.after_measurement) == ([], [])
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,7 @@ from ncmonitor.errors import InputError
 from ncmonitor.features.modules import is_pointwise, sizes_of, some
 
 if TYPE_CHECKING:
-    from ncmonitor.features.heads.head import GivenPair, Head
-    from ncmonitor.features.heads.search import Ran
+    from ncmonitor.features.heads.head import GivenPair, Head, LayerCall
 
 _PAIR = (
     "classifier=(module, weight), where module takes or gives the features and weight is a tensor, "
@@ -49,7 +48,7 @@ def not_linear(name: str, module: nn.Module, instead: str) -> InputError:
     )
 
 
-def not_returned(ran: Ran, returned: list[Tensor], instead: str) -> InputError:
+def not_returned(ran: LayerCall, returned: list[Tensor], instead: str) -> InputError:
     """What the model returns is not made of the named classifier alone."""
     got = "another shape" if ran.output is None else str(tuple(ran.output.shape))
     shapes = ", ".join(str(tuple(t.shape)) for t in returned)
@@ -101,7 +100,7 @@ def weights_of(model: nn.Module, widths: set[int], ran: set[int]) -> list[tuple[
 
 
 def no_head(
-    ran: list[Ran],
+    ran: list[LayerCall],
     returned: list[Tensor],
     weights: list[tuple[str, Tensor]],
     pairs: list[tuple[str, str]],
@@ -152,5 +151,5 @@ def _width(module: nn.Module) -> int | None:
     return int(module.out_channels) if is_pointwise(module) else None  # type: ignore[arg-type]
 
 
-def _listed(ran: Iterable[Ran]) -> str:
+def _listed(ran: Iterable[LayerCall]) -> str:
     return some([*{each.name: f"{each.name!r} ({sizes_of(each.module)})" for each in ran}.values()])

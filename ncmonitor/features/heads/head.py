@@ -60,6 +60,29 @@ def version(tensor: Tensor | None) -> int | None:
     return None if tensor is None or tensor.is_inference() else tensor._version
 
 
+class LayerCall(NamedTuple):
+    """A module that ran.
+
+    Attributes:
+        name: In the model.
+        module: The module.
+        calls: How often it ran.
+        call: The last, if its output may hold the logits.
+        output: That output itself.
+    """
+
+    name: str
+    module: nn.Module
+    calls: int
+    call: Call | None
+    output: Tensor | None
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether the model wrote to the output afterwards."""
+        return self.call is not None and version(self.output) != self.call.versions[1]
+
+
 @dataclass(eq=False)
 class Head:
     """A linear layer: ``nn.Linear``, a 1x1 convolution, or a layer whose weight gives its output.

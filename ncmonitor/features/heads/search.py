@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,40 +19,17 @@ from ncmonitor.features.heads.head import (
     GivenHead,
     GivenPair,
     Head,
+    LayerCall,
     found_weight,
     linear_head,
     read_source,
     slack_of,
-    version,
 )
 from ncmonitor.features.heads.interventions import Missed, Place, Trial, disturbed, seed_all, trials
 from ncmonitor.features.heads.links import KINDS, Arrangement, Link, arrangements, candidates, fit
 from ncmonitor.features.modules import modules_of, unwrapped
 
 Again = Callable[[], Any]
-
-
-class Ran(NamedTuple):
-    """A module that ran.
-
-    Attributes:
-        name: In the model.
-        module: The module.
-        calls: How often it ran.
-        call: The last, if its output may hold the logits.
-        output: That output itself.
-    """
-
-    name: str
-    module: nn.Module
-    calls: int
-    call: Call | None
-    output: Tensor | None
-
-    @property
-    def overwritten(self) -> bool:
-        """Whether the model wrote to the output afterwards."""
-        return self.call is not None and version(self.output) != self.call.versions[1]
 
 
 def find_head(
@@ -90,7 +67,7 @@ def find_head(
 
 def _watched(
     model: nn.Module, again: Again, only: nn.Module | None = None
-) -> tuple[list[Ran], list[Tensor]]:
+) -> tuple[list[LayerCall], list[Tensor]]:
     """Run the model; return the modules in the order in which they ended, and what it returned."""
     named = {id(module): (name, module) for name, module in reversed(modules_of(model).items())}
     wide = candidates(again())  # what to keep depends on it
@@ -111,7 +88,9 @@ def _watched(
             if not isinstance(module, torch.jit.ScriptModule):
                 hooks.callback(module.register_forward_hook(catch, with_kwargs=True).remove)
         returned = candidates(again())
-    ran = [Ran(*named[key], count, *(last[key] or (None, None))) for key, count in counts.items()]
+    ran = [
+        LayerCall(*named[key], count, *(last[key] or (None, None))) for key, count in counts.items()
+    ]
     return ran, returned
 
 
@@ -121,7 +100,7 @@ def _may_hold(output: Tensor, returned: Iterable[Tensor]) -> bool:
 
 
 def _found(
-    model: nn.Module, again: Again, ran: list[Ran], returned: list[Tensor]
+    model: nn.Module, again: Again, ran: list[LayerCall], returned: list[Tensor]
 ) -> Iterator[Head]:
     """Yield one head for each returned tensor that has one."""
     places: set[int] = set()
@@ -141,7 +120,9 @@ def _found(
                 yield head
 
 
-def _another_makes_logits(again: Again, head: Head, ran: list[Ran], returned: list[Tensor]) -> bool:
+def _another_makes_logits(
+    again: Again, head: Head, ran: list[LayerCall], returned: list[Tensor]
+) -> bool:
     """Tell whether layers that are not on the way to the head make another returned tensor.
 
     A hidden layer that is returned beside the logits is on that way; the mean of two other heads, a
@@ -199,7 +180,7 @@ def _equal(one: Tensor, two: Tensor) -> bool:
     return one.shape == two.shape and torch.allclose(one, two, rtol=1e-5, equal_nan=True)
 
 
-def _inner_first(ran: list[Ran]) -> Iterator[Ran]:
+def _inner_first(ran: list[LayerCall]) -> Iterator[LayerCall]:
     """Yield what ran, the last first, but the parts of a module before the module."""
     done: set[nn.Module] = set()
     for each in ran:
@@ -211,7 +192,7 @@ def _inner_first(ran: list[Ran]) -> Iterator[Ran]:
         yield each
 
 
-def _plausible(ran: Ran, returned: Tensor) -> bool:
+def _plausible(ran: LayerCall, returned: Tensor) -> bool:
     """Tell whether the values of one pass allow it; a single row does not tell."""
     assert ran.call is not None
     assert ran.call.made is not None
@@ -224,7 +205,7 @@ def _plausible(ran: Ran, returned: Tensor) -> bool:
     )
 
 
-def _proven(model: nn.Module, again: Again, ran: Ran, head: Head) -> Head | None:
+def _proven(model: nn.Module, again: Again, ran: LayerCall, head: Head) -> Head | None:
     """Return the head with its link, if the model returns noise that is put in its place."""
     try:
         done = trials(model, again, Place(head.module))
@@ -261,7 +242,7 @@ def _named_head(
     model: nn.Module,
     again: Again,
     given: tuple[str, nn.Module],
-    ran: list[Ran],
+    ran: list[LayerCall],
     returned: list[Tensor],
 ) -> Head:
     name, module = given
@@ -421,7 +402,9 @@ def _explained(
 # -- nothing found ---------------------------------------------------------------------------------
 
 
-def _none(model: nn.Module, again: Again, ran: list[Ran], returned: list[Tensor]) -> InputError:
+def _none(
+    model: nn.Module, again: Again, ran: list[LayerCall], returned: list[Tensor]
+) -> InputError:
     """Return what to say, with a weight to name where one makes the logits."""
     weights = advice.weights_of(model, advice.class_counts(returned), {id(r.module) for r in ran})
     pairs = []
@@ -467,7 +450,7 @@ def _distances(name: str) -> tuple[Callable[[nn.Module], tuple[Tensor, Tensor]],
     return source, f"lambda model: (2 * model.{name}, -model.{name}.square().sum(1))"
 
 
-def _ends_in_features(model: nn.Module, again: Again, weight: str) -> list[Ran]:
+def _ends_in_features(model: nn.Module, again: Again, weight: str) -> list[LayerCall]:
     """Return the outermost modules whose output is as wide as a weight, the last first."""
     found = found_weight(model, weight)
     assert found is not None
@@ -486,4 +469,4 @@ def _ends_in_features(model: nn.Module, again: Again, weight: str) -> list[Ran]:
         again()
     ran = [id(module) for module, _ in ends]
     last = [key for key in reversed(ran) if ran.count(key) == 1][:4]
-    return [Ran(*named[key], 1, None, None) for key in last]
+    return [LayerCall(*named[key], 1, None, None) for key in last]
