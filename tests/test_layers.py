@@ -13,70 +13,35 @@ ROOT = Path(__file__).resolve().parent.parent
 
 _NUMBERS = {"torch", "numpy", "scipy"}
 _TRAINER = {"pytorch_lightning", "lightning", "lightning_utilities", "torchmetrics"}
-_PICTURES = {"pandas", "seaborn", "matplotlib"}
+_PICTURES = {"pandas", "seaborn", "matplotlib", "PIL", "numpy"}
 
-#: Folder or file -> what it may import besides the standard library; the longest entry holds.
-#: ``ncmonitor`` stands for the core: its subpackages are named one by one.
-ALLOWED: dict[str, set[str]] = {
-    "ncmonitor": {"ncmonitor"} | _NUMBERS,
-    # Answers `--help` in under a second: hands over to the layers above by module name only.
-    "ncmonitor/cli/__init__.py": {"ncmonitor"},
-    "ncmonitor/__main__.py": {"ncmonitor"},
-    "ncmonitor/catalogue/__init__.py": {"ncmonitor"},
-    # The table, the pictures and the page.
-    "ncmonitor/monitor/history.py": {"ncmonitor", "pandas"},
-    "ncmonitor/monitor/symmetry_table.py": {"ncmonitor", "pandas"},
-    "ncmonitor/symmetry/network_symmetry.py": {"ncmonitor", "torch", "pandas"},
-    "ncmonitor/measurement/report.py": {"ncmonitor", "pandas"} | _NUMBERS,
-    "ncmonitor/plots/style.py": {"ncmonitor"} | _NUMBERS | _PICTURES,
-    "ncmonitor/plots": {"ncmonitor", "PIL"} | _NUMBERS | _PICTURES,
-    "ncmonitor/monitor/history_queries.py": {"ncmonitor", "pandas"},
-    "ncmonitor/reports/verdict.py": {"ncmonitor", "pandas"},
-    "ncmonitor/monitor/symmetry_queries.py": {"ncmonitor", "numpy", "pandas"},
-    "ncmonitor/reports/symmetry_words.py": {"ncmonitor", "numpy", "pandas"},
-    "ncmonitor/reports/expect.py": {"ncmonitor", "yaml"},
-    "ncmonitor/reports/expected.py": {"ncmonitor", "pandas"},
-    "ncmonitor/reports/run_page/__init__.py": {"ncmonitor", "pandas"},
-    "ncmonitor/reports/page.py": {"ncmonitor", "jinja2", "markupsafe", "PIL"} | _PICTURES,
-    "ncmonitor/reports/run_page/facts.py": {"ncmonitor", "pandas"},
-    "ncmonitor/reports/run_page/run_tables.py": {"ncmonitor", "pandas"},
-    "ncmonitor/reports/run_page/symmetry_section.py": {"ncmonitor", "numpy", "pandas"},
-    "ncmonitor/reports/run_page/classes.py": {"ncmonitor", "numpy", "pandas"},
-    "ncmonitor/reports/run_page/pictures.py": {"ncmonitor", "markupsafe", "numpy"} | _PICTURES,
-    "ncmonitor/reports/run_page/film.py": {"ncmonitor", "PIL"},
-    "ncmonitor/reports/run_page/files.py": {"ncmonitor"} | _PICTURES,
-    # Runs side by side.
-    "ncmonitor/reports/comparison/runs.py": {"ncmonitor", "pandas", "yaml"},
-    "ncmonitor/reports/comparison/aggregate.py": {"ncmonitor", "pandas"} | _NUMBERS,
-    "ncmonitor/reports/comparison/group_plots.py": {"ncmonitor"} | _NUMBERS | _PICTURES,
-    "ncmonitor/reports/comparison/comparison_page.py": {"ncmonitor", "pandas"},
-    "ncmonitor/reports/comparison/symmetry_comparison.py": {"ncmonitor", "pandas"},
-    "ncmonitor/reports/comparison/symmetry_summary.py": {"ncmonitor", "numpy", "pandas"},
-    "ncmonitor/reports/comparison/__init__.py": {"ncmonitor", "pandas"},
-    # A run in the terminal.
-    "ncmonitor/watch/__init__.py": {"ncmonitor"},
-    "ncmonitor/watch/chart.py": {"ncmonitor", "plotille"},
-    "ncmonitor/watch/frame.py": {"ncmonitor"},
-    "ncmonitor/watch/watched_run.py": {"ncmonitor"},
-    "ncmonitor/watch/screen.py": {"ncmonitor"},
-    "ncmonitor/watch/symmetry_line.py": {"ncmonitor"},
-    "ncmonitor/watch/followed_history.py": {"ncmonitor"},
-    # Weights & Biases from what a run left on disk, and the workspace as code.
-    "ncmonitor/wandb_tools/run_record.py": {"ncmonitor", "wandb", "pandas"},
-    "ncmonitor/monitor/run_info.py": {"ncmonitor", "pandas", "yaml"},
-    "ncmonitor/wandb_tools/sync_rows.py": {"ncmonitor", "pandas"},
-    "ncmonitor/wandb_tools/sync.py": {"ncmonitor", "wandb", "pandas"},
-    "ncmonitor/wandb_tools/dashboard.py": {"ncmonitor", "wandb_workspaces"},
-    # When to measure and where to send it; never which model or data.
-    "callbacks": {"ncmonitor", "ncmonitor.callbacks", "pandas"} | _NUMBERS | _TRAINER,
-    "recipes": {"ncmonitor", "ncmonitor.callbacks", "ncmonitor.recipes", "wandb", "pandas"}
-    | {"torchvision", "jsonargparse", "sklearn", "yaml"}
+#: Package -> what it may import besides the standard library and the packages of the rows above it.
+LAYERS: dict[str, set[str]] = {
+    "errors": set(),  # with redact and secret_names, which keep secrets out of messages
+    "catalogue": set(),
+    "inputs": {"torch", "numpy"},
+    "features": {"torch", "numpy"},
+    "geometry": {"torch", "scipy"},
+    "statistics": {"torch"},
+    "theory": {"torch", "scipy"},
+    "metrics": {"torch", "scipy"},
+    "measurement": {"torch", "pandas"},
+    "symmetry": _NUMBERS | {"pandas"},
+    "monitor": {"torch", "numpy", "pandas", "yaml"},
+    "plots": _PICTURES,
+    "reports": _PICTURES | {"jinja2", "markupsafe", "yaml"},
+    "wandb_tools": {"wandb", "wandb_workspaces", "pandas"},
+    "watch": {"plotille"},
+    "cli": set(),  # answers `--help` in under a second: hands over by module name only
+    "callbacks": _NUMBERS | _TRAINER | {"pandas"},
+    "recipes": {"torchvision", "jsonargparse", "sklearn", "yaml", "wandb", "pandas", "matplotlib"}
+    | {"torch_geometric"}
     | _NUMBERS
     | _TRAINER,
-    "recipes/zoo/geometric.py": {"ncmonitor", "ncmonitor.recipes", "torch", "torch_geometric"},
-    "recipes/zoo/figure.py": {"ncmonitor", "ncmonitor.recipes", "numpy", "matplotlib"},
 }
-SUBPACKAGES = {"callbacks", "recipes"}
+#: Files in the root of the package: each stands where its row does.
+ROOT_FILES = {"redact": "errors", "secret_names": "errors", "__main__": "cli"}
+RANK = {name: rank for rank, name in enumerate(LAYERS)}
 
 
 def imported(tree: ast.AST, package: str) -> Iterator[tuple[int, str]]:
@@ -101,61 +66,101 @@ def imported(tree: ast.AST, package: str) -> Iterator[tuple[int, str]]:
 
 
 def layer_of(name: str) -> str:
-    """Return the part of an imported name that the table speaks about."""
-    top, _, rest = name.partition(".")
-    below = rest.partition(".")[0]
-    return f"{top}.{below}" if top == "ncmonitor" and below in SUBPACKAGES else top
+    """Return the row of a full name below ``ncmonitor``; empty for the package itself."""
+    part = name.split(".")[1] if "." in name else ""
+    return ROOT_FILES.get(part, part)
 
 
-def violations(root: Path, allowed: dict[str, set[str]] = ALLOWED) -> list[str]:
-    """Return one line for each import that points up, or to a package outside the table."""
-    found = []
+def sources(root: Path) -> Iterator[tuple[Path, str]]:
+    """Yield every file of the product, with the full name of its module."""
     for folder in ("ncmonitor", "callbacks", "recipes"):
         for path in sorted((root / folder).rglob("*.py")):
-            place = path.relative_to(root)
-            if place.parts[0] == "ncmonitor" and place.parts[1] in SUBPACKAGES:
+            parts = path.relative_to(root).with_suffix("").parts
+            if parts[:2] in (("ncmonitor", "callbacks"), ("ncmonitor", "recipes")):
                 continue  # seen through a link; the folder itself is walked too
-            inside = place.parts[:-1] if folder == "ncmonitor" else ("ncmonitor", *place.parts[:-1])
-            text = place.as_posix()
-            rule = max((key for key in allowed if (text + "/").startswith(key + "/")), key=len)
-            tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-            for line, name in imported(tree, ".".join(inside)):
-                layer = layer_of(name)
-                if layer not in allowed[rule] and layer not in sys.stdlib_module_names:
-                    found.append(f"{text}:{line} imports {name}; {rule} may not import {layer}")
+            name = ".".join(parts if folder == "ncmonitor" else ("ncmonitor", *parts))
+            yield path, name.removesuffix(".__init__")
+
+
+def imports_of(path: Path, module: str) -> Iterator[tuple[int, str]]:
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    yield from imported(tree, package)
+
+
+def violations(root: Path) -> list[str]:
+    """Return one line for each import that points up, or to a package outside the table."""
+    found = []
+    for path, module in sources(root):
+        layer = layer_of(module)
+        for line, name in imports_of(path, module):
+            top = name.partition(".")[0]
+            if top in sys.stdlib_module_names:
+                continue
+            where = f"{path.relative_to(root).as_posix()}:{line} imports {name}"
+            if top != "ncmonitor":
+                if layer and top not in LAYERS[layer]:
+                    found.append(f"{where}; {layer} may not import {top}")
+                continue
+            row = layer_of(name)
+            if row in RANK and layer and RANK[row] > RANK[layer]:
+                found.append(f"{where}; {layer} may not import {row}")
     return found
+
+
+def circles(root: Path) -> set[str]:
+    """Return the modules that import one another in a circle, and those that import such."""
+    modules = {module: path for path, module in sources(root)}
+    ahead: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        names = {name for _, name in imports_of(path, module)}
+        parents = {name.rpartition(".")[0] for name in names - modules.keys()}
+        ahead[module] = ((names | parents) & modules.keys()) - {module}
+    while free := {module for module, others in ahead.items() if not others & ahead.keys()}:
+        for module in free:  # who imports nobody that is left cannot be in a circle
+            del ahead[module]
+    return set(ahead)
 
 
 def test_every_import_points_down() -> None:
     assert violations(ROOT) == []
 
 
-def test_every_row_of_the_table_is_about_something() -> None:
-    assert [key for key in ALLOWED if not (ROOT / key).exists()] == []
+def test_no_modules_import_one_another() -> None:
+    assert circles(ROOT) == set()
 
 
-def test_no_place_of_the_project_is_without_a_file() -> None:
-    assert all(list((ROOT / f).glob("*.py")) for f in ("ncmonitor", "callbacks", "recipes"))
+def test_every_package_has_a_row() -> None:
+    rows = {layer_of(module) for _, module in sources(ROOT)} - {""}
+    assert rows == set(LAYERS)
+
+
+def test_folders_are_small_and_the_root_holds_nothing_private() -> None:
+    folders: dict[Path, list[str]] = {}
+    for path, _ in sources(ROOT):
+        folders.setdefault(path.parent, []).append(path.name)
+    assert {str(k): len(v) for k, v in folders.items() if len(v) > 16} == {}
+    root = folders[ROOT / "ncmonitor"]
+    assert len(root) <= 6
+    assert [name for name in root if name.startswith("_") and not name.startswith("__")] == []
 
 
 @pytest.mark.parametrize(
     ("place", "source", "layer"),
     [
-        ("ncmonitor/statistics/moments.py", "import pytorch_lightning as pl", "pytorch_lightning"),
-        ("ncmonitor/statistics/moments.py", "def f():\n    import wandb", "wandb"),
-        (
-            "ncmonitor/statistics/moments.py",
-            "from ncmonitor import callbacks",
-            "ncmonitor.callbacks",
-        ),
-        ("ncmonitor/statistics/moments.py", "from . import recipes", "ncmonitor.recipes"),
-        ("ncmonitor/statistics/moments.py", "import seaborn", "seaborn"),
-        ("ncmonitor/metrics/a.py", "from ..callbacks.x import X", "ncmonitor.callbacks"),
+        ("ncmonitor/statistics/a.py", "import pytorch_lightning as pl", "pytorch_lightning"),
+        ("ncmonitor/statistics/a.py", "def f():\n    import wandb", "wandb"),
+        ("ncmonitor/statistics/a.py", "from ncmonitor import callbacks", "callbacks"),
+        ("ncmonitor/statistics/a.py", "from .. import recipes", "recipes"),
+        ("ncmonitor/statistics/a.py", "from ncmonitor.metrics import nc1", "metrics"),
+        ("ncmonitor/redact.py", "from ncmonitor.catalogue import CATALOGUE", "catalogue"),
+        ("ncmonitor/statistics/a.py", "import seaborn", "seaborn"),
+        ("ncmonitor/metrics/a.py", "from ..callbacks.x import X", "callbacks"),
         ("ncmonitor/metrics/a.py", "from torchvision.models import vgg11", "torchvision"),
         ("ncmonitor/plots/a.py", "import jinja2", "jinja2"),
         ("ncmonitor/cli/__init__.py", "import torch", "torch"),
-        ("callbacks/a.py", "from ncmonitor.recipes.data import X", "ncmonitor.recipes"),
-        ("callbacks/a.py", "from ..recipes import data", "ncmonitor.recipes"),
+        ("callbacks/a.py", "from ncmonitor.recipes.data import X", "recipes"),
+        ("callbacks/a.py", "from ..recipes import data", "recipes"),
         ("callbacks/a.py", "import wandb", "wandb"),
         ("callbacks/a.py", "import importlib\nimportlib.import_module('wandb')", "wandb"),
         ("callbacks/a.py", "import callbacks.b", "callbacks"),
@@ -174,7 +179,7 @@ def test_a_planted_violation_is_found(tmp_path: Path, place: str, source: str, l
 @pytest.mark.parametrize(
     ("place", "source"),
     [
-        ("ncmonitor/metrics/a.py", "import torch\nfrom ..moments import ClassMoments"),
+        ("ncmonitor/metrics/a.py", "import torch\nfrom ..statistics.moments import ClassMoments"),
         ("ncmonitor/statistics/moments.py", "import math\nfrom ncmonitor.callbacks_like import x"),
         ("ncmonitor/plots/a.py", "import seaborn as sns\nfrom matplotlib import pyplot"),
         ("callbacks/a.py", "from . import b\nfrom .. import measure_collapse\nimport lightning"),
@@ -186,3 +191,13 @@ def test_an_import_that_points_down_is_left_alone(tmp_path: Path, place: str, so
     (tmp_path / place).parent.mkdir(parents=True)
     (tmp_path / place).write_text(source)
     assert violations(tmp_path) == []
+
+
+def test_a_planted_circle_is_found(tmp_path: Path) -> None:
+    folder = tmp_path / "ncmonitor" / "plots"
+    folder.mkdir(parents=True)
+    (folder / "a.py").write_text("from ncmonitor.plots.b import x")
+    (folder / "b.py").write_text("def f():\n    from ncmonitor.plots import c")
+    (folder / "c.py").write_text("from . import a")
+    (folder / "d.py").write_text("from . import a")
+    assert circles(tmp_path) == {f"ncmonitor.plots.{name}" for name in "abcd"}
