@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ncmonitor.measurement.report import CollapseReport as CollapseReport
     from ncmonitor.statistics.moments import ClassMoments as ClassMoments
 
-__version__ = "1.0.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "ClassMoments": "ncmonitor.statistics.moments",
