@@ -13,7 +13,8 @@ INSTALLED := $(VENV)/.installed
 PIP       := $(PY) -m pip install --disable-pip-version-check
 # One process per core; 8 hold about 8 GB. A file's tests stay together: they share fits.
 # ARGS="-n 0" runs all in one process, for a debugger or one GPU.
-PYTEST    := $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile
+# In the order of the folders: files of few tests, which come last otherwise, are those that take long.
+PYTEST    := $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 say        = @printf '\n==> %s\n' $(1)
 
 .DEFAULT_GOAL := help

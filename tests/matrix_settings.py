@@ -314,8 +314,9 @@ def heads() -> list[Setting]:
     return [
         whole("nn.Sequential", lambda: nn.Sequential(mlp(), nn.Linear(WIDTH, CLASSES)), "1"),
         whole("torchvision resnet18", lambda: resnet18(num_classes=3), "fc", 8),
-        whole("torchvision mobilenet_v2", mobile, "classifier.1", 16),
-        whole("torchvision shufflenet_v2", lambda: shufflenet_v2_x0_5(num_classes=3), "fc", 16),
+        whole("torchvision mobilenet_v2", mobile, "classifier.1", 16, slow=True),
+        whole("torchvision shufflenet_v2", lambda: shufflenet_v2_x0_5(num_classes=3), "fc", 16,
+              slow=True),
         whole("torchvision ViT", vit, "heads.head", 8),
         whole("timm style, get_classifier()", TimmStyle, "fc"),
         add("Hugging Face style", module=ImageNet, data=pictures, by_hand=ByHand(ImageNet.pooled),
@@ -343,7 +344,8 @@ def models() -> list[Setting]:
     inner = {"body.0": first(1), "body.2": first(3)}
     conv = net(body=flat_conv_body)
     return [
-        add("torch.compile, whole", module=lambda: torch.compile(Net(), backend="aot_eager")),
+        add("torch.compile, whole", module=lambda: torch.compile(Net(), backend="aot_eager"),
+            slow=True),
         add("torch.compile, body", module=AOT),
         add("torch.compile, body, inductor", module=functools.partial(Compiled, "inductor"),
             warns=["No CUDA runtime"], slow=True),

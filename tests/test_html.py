@@ -257,7 +257,13 @@ DEGENERATE = {
 }
 
 
-@pytest.mark.parametrize("case", DEGENERATE)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[] if case in ("one epoch", "all nan") else [pytest.mark.slow])
+        for case in DEGENERATE
+    ],
+)
 def test_a_degenerate_history_has_a_report(case: str, tmp_path: Path) -> None:
     page = read(make_run(tmp_path / "run", DEGENERATE[case]))
     assert len(PANELS) <= page.tags["figure"] <= len(PANELS) + len(PATHS) + 1

@@ -113,11 +113,17 @@ def visit(request: pytest.FixtureRequest, browser: Any, files: dict[str, Path]) 
     context.close()
 
 
+#: Run by `make test`; the others are its relatives.
+QUICK: Final = (("report", "light"), ("report", "phone"), ("comparison", "light"))
+
+
 def pages(*names: str, looks: tuple[str, ...] = tuple(LOOKS)) -> pytest.MarkDecorator:
     """Run a test for some pages in some looks."""
     cases = [
         pytest.param(
-            (name, look), id=f"{name}-{look}", marks=[pytest.mark.slow] if look == "dark" else []
+            (name, look),
+            id=f"{name}-{look}",
+            marks=[] if (name, look) in QUICK else [pytest.mark.slow],
         )
         for name in names
         for look in looks

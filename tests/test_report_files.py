@@ -42,6 +42,7 @@ def width_of(pdf: Path) -> float:
     return float(box[1]) / 72
 
 
+@pytest.mark.slow
 def test_every_figure_is_a_file_one_or_two_columns_wide(folder: Path) -> None:
     files = written(folder)
     assert set(files) == {
@@ -119,6 +120,7 @@ def test_the_smallest_text_of_the_overview_can_be_read_in_print(folder: Path) ->
     assert 5 <= min(sizes) <= max(sizes) <= 9
 
 
+@pytest.mark.slow
 def test_the_same_figure_gives_the_same_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -428,6 +428,7 @@ def test_online_after_offline_uploads_the_same_run_and_drops_the_offline_one(
     assert [*server.history] == [first.run_id]
 
 
+@pytest.mark.slow
 def test_rows_uploaded_before_a_part_that_waits_offline_are_not_uploaded_again(
     run_dir: Path, server: Server
 ) -> None:

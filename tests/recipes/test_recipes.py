@@ -194,7 +194,19 @@ def real(
     return request.param, ("--data.root", str(root), "--data.download", "false")
 
 
-@pytest.mark.parametrize("real", REAL, indirect=True)
+@pytest.mark.parametrize(
+    "real",
+    [
+        pytest.param(
+            n,
+            marks=[]
+            if n in ("mnist_quick", "cifar10_quick", "fashion_mnist")
+            else [pytest.mark.slow],
+        )
+        for n in REAL
+    ],
+    indirect=True,
+)
 def test_recipes_of_real_images_take_two_steps(
     real: tuple[str, tuple[str, ...]],  # before fit, which hides where the real images are
     fit: Fit,

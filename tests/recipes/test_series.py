@@ -184,6 +184,7 @@ def test_a_comparison_that_fails_leaves_the_runs_and_says_so(
 
 
 @pytest.mark.usefixtures("plain_pages")
+@pytest.mark.slow
 def test_resuming_keeps_finished_seeds_goes_on_with_one_and_trains_the_missing(
     fit: Fit, children: Children, tmp_path: Path
 ) -> None:
@@ -282,6 +283,7 @@ def test_every_way_is_trained_and_they_stand_side_by_side(
 
 
 @pytest.mark.usefixtures("plain_pages")
+@pytest.mark.slow
 def test_ways_and_seeds_make_a_run_for_each_pair_and_a_column_for_each_way(
     fit: Fit, children: Children, tmp_path: Path, digits_ways: str
 ) -> None:
@@ -316,6 +318,7 @@ def test_the_seeds_of_one_way_are_a_command_of_their_own(
 
 
 @pytest.mark.usefixtures("plain_pages")
+@pytest.mark.slow
 def test_ways_are_resumed_where_they_were_interrupted(
     fit: Fit, children: Children, tmp_path: Path, digits_ways: str
 ) -> None:

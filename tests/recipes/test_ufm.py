@@ -52,7 +52,13 @@ def fitted(
 # -- the optimum -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("loss", "decay_b"), PROBLEMS)
+@pytest.mark.parametrize(
+    ("loss", "decay_b"),
+    [
+        pytest.param(loss, decay, marks=[] if decay is None else [pytest.mark.slow])
+        for loss, decay in PROBLEMS
+    ],
+)
 def test_descent_ends_at_the_closed_form_optimum(
     loss: Any, decay_b: float | None, tmp_path: Path
 ) -> None:
