@@ -69,7 +69,7 @@ wheel: $(INSTALLED)  ## Build sdist and wheel in dist/, and import the wheel fro
 	$(call say,'wheel')
 	@rm -rf build dist
 	@$(PY) -m build --no-isolation . > $(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
-	@$(PY) tests/check_wheel.py dist/*.whl
+	@$(PY) tests/support/check_wheel.py dist/*.whl
 
 notebooks: $(INSTALLED)  ## Run every notebook as it was committed (a few minutes; the tests run them with small settings)
 	$(call say,'notebooks')

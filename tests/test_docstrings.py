@@ -102,7 +102,10 @@ def test_a_metric_says_its_shapes_its_value_at_collapse_and_its_source(name: str
     doc = inspect.getdoc(FUNCTIONS[name]) or ""
     assert re.search(r"^Source: ", doc, re.M), f"{name} has no source"
     assert re.search(r"collapse|ETF|simplex", doc), f"{name} does not say its value at collapse"
-    typed = re.search(r"Vectors|Frame|Total|Spread", str(inspect.signature(FUNCTIONS[name])))
+    typed = re.search(
+        r"Vectors|GramSpectrum|WithinCovariance|WithinClassStatistics",
+        str(inspect.signature(FUNCTIONS[name])),
+    )
     assert typed or SHAPE.search(doc), f"{name} names no shape"  # these types say theirs
 
 

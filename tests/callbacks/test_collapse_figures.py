@@ -48,7 +48,7 @@ from toys import (
 )
 from wandb_files import offline_run, records
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -551,8 +551,8 @@ def test_drawing_stays_within_its_share(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.ddp
 @pytest.mark.slow
 def test_under_ddp_the_snapshots_are_those_of_one_process(tmp_path: Path) -> None:
-    worker = HERE.parent / "figures_worker.py"
-    environment = os.environ | {"PYTHONPATH": f"{HERE.parent.parent}:{HERE.parent}"}
+    worker = ROOT / "tests" / "support" / "figures_worker.py"
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{worker.parent}"}
     command = [sys.executable, str(worker), str(tmp_path)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env=environment, check=False

@@ -28,7 +28,7 @@ KILLS: list[tuple[str, list[int], int | None]] = [
     ("torn:5", [0, 1, 2, 3], 4),  # and so is half a line
 ]
 WORKER = Path(crash_worker.__file__)
-ROOT = WORKER.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

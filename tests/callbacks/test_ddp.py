@@ -22,8 +22,8 @@ from ncmonitor.monitor.history import read_history
 from ncmonitor.monitor.symmetry_table import read_symmetry
 from toys import Toy, TrainOnly, blobs, train_loader, trainer, val_blobs, val_loader
 
-WORKER = Path(__file__).parent.parent / "ddp_worker.py"
-ROOT = WORKER.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
+WORKER = ROOT / "tests" / "support" / "ddp_worker.py"
 
 pytestmark = pytest.mark.ddp
 

@@ -663,7 +663,7 @@ def test_two_processes_test_every_sample_once() -> None:
     fit = trainer(monitor(), saves(), max_epochs=1, enable_checkpointing=True)
     fit.fit(Toy(), train_loader(), val_loader())
     Path("worker.py").write_text(WORKER)
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}"}
     done = subprocess.run(
         [sys.executable, "worker.py", "kept/epoch=0.ckpt"],
         capture_output=True, text=True, timeout=200, env=environment, check=False,

@@ -1,7 +1,8 @@
 """What the recipes reached, as kept in ``recipes/results``, and the tables of ``RESULTS.md``.
 
-``python tests/recipe_results.py LABEL RUN_DIR ...`` takes runs of one experiment in; a folder that
-holds runs (``--seeds``) stands for all of them. Without arguments only the tables are written anew.
+``python tests/support/recipe_results.py LABEL RUN_DIR ...`` takes runs of one experiment in; a
+folder that holds runs (``--seeds``) stands for all of them. Without arguments only the tables are
+written anew.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ncmonitor.monitor.symmetry_table import SYMMETRY_FILE, read_symmetry
 from ncmonitor.reports.comparison.aggregate import span, spread
 from ncmonitor.reports.verdict import number
 
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 RESULTS, PAGE = RECIPES / "results", RECIPES / "RESULTS.md"
 RUNS = RESULTS / "runs.json"
 START, END = "<!-- table: begin -->", "<!-- table: end -->"

@@ -1,7 +1,7 @@
 """Networks of timm, torchvision and transformers, with random weights: is their head found?
 
-``python tests/head_zoo.py`` prints a table; :mod:`test_head_zoo` asserts it. Small members of each
-family, small images: what is tried is the way from the head to what the model returns.
+``python tests/support/head_zoo.py`` prints a table; :mod:`test_head_zoo` asserts it. Small members
+of each family, small images: what is tried is the way from the head to what the model returns.
 """
 
 from __future__ import annotations

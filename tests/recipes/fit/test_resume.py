@@ -29,7 +29,7 @@ from ncmonitor.recipes.fit.random_state import Randomness
 from ncmonitor.recipes.fit.resume import check_same_options, run_to_resume
 from ncmonitor.recipes.fit.run_folder import holding
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DIES = """
 import os, signal
 import pytorch_lightning as pl
@@ -87,7 +87,9 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run all commands, in one working directory."""
     folder = tmp_path_factory.mktemp("resume")
     (folder / "dies.py").write_text(DIES)
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join(
+        [str(ROOT), str(ROOT / "tests" / "support"), os.environ.get("PYTHONPATH", "")]
+    )
     done = subprocess.run(
         [sys.executable, __file__, str(folder)],
         input=json.dumps(COMMANDS), env=os.environ | {"PYTHONPATH": path},

@@ -15,8 +15,8 @@ import torch
 from cases import BY_NAME
 from ncmonitor.statistics.process_group import SINGLE_PROCESS
 
-WORKER = Path(__file__).with_name("ranks_worker.py")
-ROOT = WORKER.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
+WORKER = ROOT / "tests" / "support" / "ranks_worker.py"
 
 pytestmark = pytest.mark.ddp
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning:pytorch_lightning.cli",
     "default:slow connection",  # the data module's own
 )
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 Fit = Callable[..., tuple[int, str]]
 
 OWN = """

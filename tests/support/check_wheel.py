@@ -16,7 +16,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 #: In a package folder, but for readers of the repository: what the recipes were measured to reach.
 EVIDENCE = {"RESULTS.md", "results"}

@@ -1,4 +1,4 @@
-"""Print how far every metric is from the naive twin: ``python tests/accuracy.py``.
+"""Print how far every metric is from the naive twin: ``python tests/support/accuracy.py``.
 
 Two tables, the worst relative error of each metric and where: over the precision sweep (spread 1e-1
 to 1e-6 of the class signal, common offset 0, 1 and 1e3 times it, K = 2, 10, 100; float32) and over

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings(
     # LightningCLI 2.6 calls jsonargparse by names that its version 4.49 has retired.
     "ignore::DeprecationWarning:pytorch_lightning.cli",
 )
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 Fit = Callable[..., tuple[int, str, str]]
 
 

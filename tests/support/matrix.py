@@ -1,7 +1,7 @@
 """Settings in which the callback must leave no trace and tell the right numbers; a table of them.
 
 Every setting is one fit without and one with the monitor, of a tiny network on a few points.
-``python tests/matrix.py`` prints what :mod:`callbacks.test_matrix` asserts.
+``python tests/support/matrix.py`` prints what :mod:`callbacks.test_matrix` asserts.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The figures of ``recipes/RESULTS.md``, drawn from ``recipes/results``.
 
-``python tests/recipe_figures.py`` writes them into that folder.
+``python tests/support/recipe_figures.py`` writes them into that folder.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the symmetry zoo measured, as kept in ``recipes/results``, and its table in ``RESULTS.md``.
 
-``python tests/zoo_results.py RUN_DIR ...`` takes runs of several seeds in. Without arguments only
-the table is written anew.
+``python tests/support/zoo_results.py RUN_DIR ...`` takes runs of several seeds in. Without
+arguments only the table is written anew.
 """
 
 from __future__ import annotations

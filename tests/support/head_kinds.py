@@ -1,6 +1,6 @@
 """Networks whose head is easily mistaken, each with what has to come out.
 
-``python tests/head_kinds.py 60`` tries every kind with 60 inits, 2, 10 and 100 classes, and
+``python tests/support/head_kinds.py 60`` tries every kind with 60 inits, 2, 10 and 100 classes, and
 batches of 1, 8 and 64, and prints how many were silently wrong.
 """
 
