@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import pytorch_lightning as pl
-import timm
 import torch
-from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -31,6 +28,8 @@ class Fine(pl.LightningModule):
     def __init__(self, *, merges: bool) -> None:
         super().__init__()
         base = nn.Sequential(nn.Linear(6, 200), nn.ReLU(), nn.Linear(200, 8))
+        import peft  # here: it takes seconds, also where this file is only collected
+
         config = peft.LoraConfig(r=2, target_modules=["0", "2"])
         self.body = peft.get_peft_model(base, config)
         self.head, self.merges = nn.Linear(8, CLASSES), merges
@@ -71,10 +70,14 @@ class Deployed(pl.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
+        import timm
+
         self.net = timm.create_model("repvgg_a0", num_classes=CLASSES)
 
     def train(self, mode: bool = True) -> Deployed:
         if not mode:
+            from timm.utils.model import reparameterize_model
+
             reparameterize_model(self.net, inplace=True)
         return super().train(mode)
 

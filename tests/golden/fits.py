@@ -257,6 +257,8 @@ def run(out: Path) -> None:
 
 
 if __name__ == "__main__":
+    for name in [name for name in os.environ if name.startswith("PL_")]:
+        del os.environ[name]  # a seed there shuffles the loaders of DDP
     os.environ |= {"COLUMNS": "100", "WANDB_MODE": "offline"}
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")

@@ -115,7 +115,7 @@ def test_in_print_it_is_a_table_that_names_the_precision(dtype: torch.dtype, sho
     case = BY_NAME["noisy"]
     text = str(measure_collapse(case.features.to(dtype), case.labels, case.weight, case.bias))
     lines = text.splitlines()
-    assert lines[0].startswith("Neural collapse of 500 samples (balanced), error ")
+    assert lines[0].startswith("Neural collapse of 500 samples (per_class), error ")
     assert [line.split()[0] for line in lines[2:]] == list(METRIC_NAMES)
     assert ["feature_dtype", shown] in [line.split()[:2] for line in lines]
 

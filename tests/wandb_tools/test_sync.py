@@ -131,7 +131,7 @@ def test_the_replay_is_filled_with_options_tags_table_and_figures(run_dir: Path)
     assert (how["classifier"], how["recipe"]) == ("head", "toys")
     assert how["tpt_start_exact"] == whole["summary"]["nc/tpt/tpt_start_exact"]["last"]
     assert how["versions"]["python"]
-    assert whole["tags"] == ["neural-collapse", "toys", "convention:balanced"]
+    assert whole["tags"] == ["neural-collapse", "toys", "convention:per_class"]
     assert records(run, "run")[-1]["run_group"] == "toys"
     assert whole["summary"]["nc_media/curves"]["_type"] == "image-file"
     table = whole["summary"]["nc_media/history"]
