@@ -341,6 +341,7 @@ def test_a_dry_run_leaves_nothing() -> None:
 # -- loggers ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_wandb_has_every_picture_in_a_row_with_its_epoch() -> None:
     logger = WandbLogger(project="test", save_dir=".", offline=True)
     fit = trainer(watch(layers="body.2"), quick(3, figures="all"), logger=logger)

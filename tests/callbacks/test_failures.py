@@ -215,13 +215,8 @@ def test_a_folder_that_becomes_read_only_costs_warnings_and_the_file_catches_up(
 # -- leaks -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        pytest.param({"online": True, "layers": "all", "null_seed": 0}, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"online": True, "layers": "all", "null_seed": 0}])
 def test_fifty_measurements_grow_neither_hooks_nor_memory(options: dict[str, Any]) -> None:
     sizes: dict[int, tuple[int, int, int]] = {}
 

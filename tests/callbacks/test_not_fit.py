@@ -500,6 +500,7 @@ def test_the_same_model_goes_on_in_the_same_trainer() -> None:
     assert sorted(set(sign.history["epoch"])) == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tunes", [False, True])
 def test_a_resume_goes_on_also_after_the_tuner(tunes: bool) -> None:
     def run(folder: str, epochs: int, checkpoint: str | None = None) -> tuple[Any, Any]:
@@ -577,6 +578,7 @@ def sizes() -> BatchSizeFinder:
     return BatchSizeFinder(steps_per_trial=1, init_val=4, max_trials=2)
 
 
+@pytest.mark.slow
 def test_the_tuner_leaves_no_rows_and_takes_none() -> None:
     watch, sign, module = monitor(), signs(), Sized()
     fit = trainer(watch, sign, max_epochs=2)
@@ -599,6 +601,7 @@ def test_the_tuner_leaves_no_rows_and_takes_none() -> None:
     check(values, by_hand(module, trained=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["fit", "validate", "test"])
 def test_a_batch_size_finder_beside_the_monitor(call: str, no_warning: Any) -> None:
     first = monitor(run_dir="first")

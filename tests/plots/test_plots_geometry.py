@@ -475,6 +475,7 @@ def test_a_wrong_argument_is_named(picture: Any, arguments: dict[str, str], mess
 # -- animate ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_gif_has_a_frame_for_each_snapshot_and_is_small(tmp_path: Path) -> None:
     snapshots = film(50)
     path = animate(snapshots, tmp_path / "new" / "collapse.gif", fps=10)

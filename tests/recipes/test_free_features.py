@@ -154,6 +154,7 @@ def test_bound_is_the_optimum_at_the_optimum_and_below_it_elsewhere(
         assert lower_bound(*arguments, **terms) < best.objective
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss", "decay_b"), [("ce", None), ("ce", 1e-2), ("mse", 0.0)])
 def test_unequal_classes_reach_the_bound_too(
     loss: Any, decay_b: float | None, tmp_path: Path
@@ -172,6 +173,7 @@ def test_unequal_classes_reach_the_bound_too(
     assert now.objective == pytest.approx(objective.item(), rel=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ratio", "cosine"), [(1, -0.200), (5, -0.024), (20, 0.222)])
 def test_minority_classifiers_move_together_as_found_before_by_minimisation(
     ratio: int, cosine: float, tmp_path: Path
@@ -187,6 +189,7 @@ def test_minority_classifiers_move_together_as_found_before_by_minimisation(
         assert monitor.report.minority_cos == pytest.approx(cosine, abs=6e-4)
 
 
+@pytest.mark.slow
 def test_weaker_decays_come_nearer_to_the_limit_of_seli(tmp_path: Path) -> None:
     data = SampleIndices(4, 8, imbalance="step", imbalance_ratio=4)
     assert data.counts == [8, 8, 2, 2]

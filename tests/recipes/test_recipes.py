@@ -42,7 +42,8 @@ NETWORKS: Final = {
     "stl10": {"vgg13", "resnet50", "densenet250"},
     "imagenet": {"vgg19", "resnet152", "densenet201"},
 }
-DEEP: Final = {"cifar100", "stl10", "imagenet"}  # seconds on a CPU, even for a few images
+#: Run by `make test`; the others take seconds on a CPU, even for a few images.
+QUICK: Final = {"digits", "mnist_quick", "imbalanced", "ufm"}
 CPU: Final = (
     *("--trainer.accelerator", "cpu", "--trainer.logger", "false"),
     "--figures.figures=[]",
@@ -153,7 +154,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[pytest.mark.slow] if n in DEEP else []) for n in recipes()],
+    [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in recipes()],
 )
 def test_every_recipe_trains_and_measures_through_the_real_command(
     name: str, fit: Fit, generated: Callable[[str], Path], steps: list[Step]
@@ -234,6 +235,7 @@ def test_the_papers_networks_are_those_that_the_claims_name() -> None:
     assert {n: set(r.networks) for n, r in recipes().items() if r.networks} == NETWORKS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "network"),
     [(n, network) for n, networks in NETWORKS.items() for network in sorted(networks)],

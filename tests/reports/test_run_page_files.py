@@ -61,6 +61,7 @@ def test_every_figure_is_a_file_one_or_two_columns_wide(folder: Path) -> None:
     assert all(width_of(files[name]) == pytest.approx(SINGLE) for name in set(files) - wide)
 
 
+@pytest.mark.slow
 def test_fonts_are_embedded_as_outlines_and_no_page_is_a_bitmap(folder: Path) -> None:
     for name, path in written(folder).items():
         content = path.read_bytes()
@@ -70,6 +71,7 @@ def test_fonts_are_embedded_as_outlines_and_no_page_is_a_bitmap(folder: Path) ->
         assert images == 0 or name.startswith(("layers", "path", "gram"))  # colours in a scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("splits", [("train", "val"), ("train", "val0", "validation_2", "test")])
 def test_legends_are_whole_and_touch_nothing(
     splits: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -152,6 +152,7 @@ DEGENERATE: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_panels")
 @pytest.mark.parametrize("case", DEGENERATE)
 def test_degenerate_snapshots_have_a_report(case: str, tmp_path: Path) -> None:

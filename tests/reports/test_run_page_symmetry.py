@@ -308,6 +308,7 @@ def test_the_law_of_the_mean_row_holds_or_something_else_moves_it() -> None:
 # -- files for a paper -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_export_has_the_budget_and_both_collapses(tmp_path: Path) -> None:
     folder = run_with(tmp_path / "run", symmetry_rows([0, 5, 50]))
     names = {path.name for path in export_run(folder, "pdf")}

@@ -167,6 +167,7 @@ def test_a_picture_that_was_cut_off_and_a_row_that_was_are_left_out_and_told(run
     assert "nc_media/gram" not in media
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["seeds3", "ways3", "ways3-seeds2", "plain-seeds3-1"])
 def test_runs_of_one_command_are_one_group(kind: str, run_dir: Path) -> None:
     series = run_dir.parent / f"20260101-120000-{kind}"
@@ -289,6 +290,7 @@ def by_epoch(run: Path, mark: str = "/") -> dict[tuple[float, str], float]:
     }
 
 
+@pytest.mark.slow
 def test_the_replay_has_every_number_of_symmetry_that_the_live_run_has(
     live_symmetry: Path, with_symmetry: Path
 ) -> None:

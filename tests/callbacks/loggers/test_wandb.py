@@ -175,6 +175,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path / "last.ckpt"
 
 
+@pytest.mark.slow
 def test_a_resumed_fit_goes_on_in_the_run_of_its_checkpoint(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -152,6 +152,7 @@ def test_one_seed_is_a_group_of_one_without_a_deviation(
     assert "±" not in out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("plain_pages")
 def test_a_failed_seed_is_named_and_the_others_are_compared(
     fit: Fit, children: Children, tmp_path: Path
@@ -254,6 +255,7 @@ def nc1_of(folder: Path) -> float:
     return float(read_history(folder).query("epoch == 1 and split == 'train'")["nc1"].iloc[0])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("plain_pages")
 def test_every_way_is_trained_and_they_stand_side_by_side(
     fit: Fit, children: Children, tmp_path: Path, digits_ways: str
@@ -303,6 +305,7 @@ def test_ways_and_seeds_make_a_run_for_each_pair_and_a_column_for_each_way(
     assert seeds == {name: int(name[-1]) for name in names}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("plain_pages")
 def test_the_seeds_of_one_way_are_a_command_of_their_own(
     fit: Fit, children: Children, tmp_path: Path, digits_ways: str

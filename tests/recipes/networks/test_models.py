@@ -83,6 +83,7 @@ def test_every_layer_learns_and_the_features_are_the_input_of_classifier(
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "channels", "size", "classes", "features"), LARGE)
 def test_large_networks_have_the_right_shapes(
     name: str, channels: int, size: int, classes: int, features: int
