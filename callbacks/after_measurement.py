@@ -64,7 +64,7 @@ class AfterMeasurement(Base):
     def _rows(self) -> Sequence[Row]:
         assert self._monitor is not None  # found by setup
         # Not its ``history``: a table made every epoch would cost more the longer the run.
-        return self._monitor._ledger.rows
+        return self._monitor._run_state.rows
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException

@@ -48,12 +48,12 @@ class FitMeasurements:
     def __init__(
         self,
         measurement: Measurement,
-        ledger: RunState,
+        run_state: RunState,
         log: RunLog,
         factories: Sequence[AccumulatorFactory],
         means: TrainMeans,
     ) -> None:
-        self.measurement, self.ledger, self.log = measurement, ledger, log
+        self.measurement, self.run_state, self.log = measurement, run_state, log
         self._factories, self._means = factories, means
         self.trained: Reports = {}
         self.online: Online | None = None
@@ -73,7 +73,7 @@ class FitMeasurements:
             epoch: Completed epochs.
             say: Prints a line; ``None`` for silence.
         """
-        position = len(self.ledger.epochs)
+        position = len(self.run_state.epochs)
         rows: list[Row] = []
         for split, source in self._sources(epoch).items():
             rows += self._rows(split, source, epoch)
@@ -119,7 +119,7 @@ class FitMeasurements:
 
     def finish(self) -> None:
         """Close the files and say what has failed more than once."""
-        self.log.finish(self.ledger.seconds)
+        self.log.finish(self.run_state.seconds)
         for (split, words), epochs in self._failures.items():
             if len(epochs) > 1:
                 named = ", ".join(map(str, epochs[:_NAMED])) + (", ..." * (len(epochs) > _NAMED))
@@ -135,7 +135,7 @@ class FitMeasurements:
 
     def _keep(self, rows: Iterable[Row]) -> list[Row]:
         agreed: list[Row] = self.measurement.ranks.gather(list(rows))[0]
-        self.ledger.rows += agreed
+        self.run_state.rows += agreed
         self.log.append(agreed)
         return agreed
 
@@ -143,7 +143,7 @@ class FitMeasurements:
         self, epoch: int, split: str, report: CollapseReport | None, seconds: float = 0.0
     ) -> Row:
         step = self.measurement.trainer.global_step
-        return self.ledger.row(epoch, step, split, report, seconds)
+        return self.run_state.row(epoch, step, split, report, seconds)
 
     def _sources(self, epoch: int) -> dict[str, Source | None]:
         try:
@@ -187,7 +187,7 @@ class FitMeasurements:
                 "and classifier=(module, weight) with the loss's weight"
             )
         if self.log.active:
-            with excused("class sizes and floors are not recorded"):
+            with excused("class sizes and limits are not recorded"):
                 self.log.note(class_facts(report, self.options.settings))
 
     def _reports(self, split: str, source: Source | None, epoch: int) -> Reports:
@@ -198,7 +198,7 @@ class FitMeasurements:
         references = None if train else {k: report.moments for k, report in self.trained.items()}
         try:
             with said_once(self._said):
-                share, factories = self.ledger.overhead.share, self._factories if train else ()
+                share, factories = self.run_state.overhead.share, self._factories if train else ()
                 reports = self.measurement.measure(source, references, share, factories)
             dry = is_dry_run(self.measurement.trainer)  # a first batch may well hold one class
             if train and not dry and reports[""].n_classes_present < 2:
@@ -225,7 +225,7 @@ class FitMeasurements:
         wrong_input = isinstance(error, InputError) and not isinstance(error, MeasurementError)
         if self.options.on_error == "raise":
             raise error
-        if wrong_input and not self.ledger.rows:
+        if wrong_input and not self.run_state.rows:
             if split == "train":
                 raise error
             raise InputError(

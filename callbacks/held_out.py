@@ -58,15 +58,15 @@ class HeldOut:
         trainer: pl.Trainer,
         module: pl.LightningModule,
         options: Options,
-        ledger: RunState,
+        run_state: RunState,
         *,
         run: TrainMeans,
         loaded: TrainMeans,
-        session: FitMeasurements | None,
+        measurements: FitMeasurements | None,
         at: tuple[int, int],
     ) -> None:
         self.trainer, self.module, self.options = trainer, module, options
-        self._ledger, self._session = ledger, session
+        self._run_state, self._measurements = run_state, measurements
         self._run, self._loaded = run, loaded
         self._epoch, self._step = at
         self._mine = False  # whether the weights are those of a measurement of this very run
@@ -95,13 +95,13 @@ class HeldOut:
         weights = weights_key(measurement.see())
         means = self._run.find(weights) or self._loaded.find(weights)
         known = self._run.measured_at(weights) or (means and (means.epoch, means.step))
-        mine = self._session is not None and self._run.measured_at(weights) is not None
+        mine = self._measurements is not None and self._run.measured_at(weights) is not None
         have = measurement.ranks.gather((means is not None, mine))  # no rank goes another way
         means = means if all(each for each, _ in have) else None
         self._mine = all(each for _, each in have)
         self._epoch, self._step = known or (self._epoch, self._step)
-        if self._mine and self._session is not None:
-            measurement = self._session.measurement
+        if self._mine and self._measurements is not None:
+            measurement = self._measurements.measurement
             measurement.move(self.trainer, self.module)
         else:
             measurement.probe()
@@ -184,21 +184,21 @@ class HeldOut:
 
         What a fit has measured of its own validation set stays as it is.
         """
-        ledger, session = self._ledger, self._session
-        if not (self._mine and trained) or session is None:
+        run_state, measurements = self._run_state, self._measurements
+        if not (self._mine and trained) or measurements is None:
             new = {(row["epoch"], row["split"]) for row in rows}
-            kept = [row for row in ledger.others if (row["epoch"], row["split"]) not in new]
-            ledger.others = [*kept, *rows]
+            kept = [row for row in run_state.others if (row["epoch"], row["split"]) not in new]
+            run_state.others = [*kept, *rows]
             return
         if self.trainer.state.fn == "validate":
-            known = {(row["epoch"], row["split"]) for row in ledger.rows}
+            known = {(row["epoch"], row["split"]) for row in run_state.rows}
             rows = [row for row in rows if (row["epoch"], row["split"]) not in known]
         if not rows:
             return
-        if ledger.insert(rows):
-            session.log.append(rows)
+        if run_state.insert(rows):
+            measurements.log.append(rows)
         else:
-            session.log.rewrite()
+            measurements.log.rewrite()
 
     def _excuse(self, what: str, error: Exception) -> None:
         if self.options.on_error == "raise":

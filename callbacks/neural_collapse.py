@@ -31,7 +31,7 @@ from ncmonitor.callbacks.run_log import RunLog, default_run_dir
 from ncmonitor.callbacks.run_state import RunState
 from ncmonitor.callbacks.train_means import TrainMeans
 from ncmonitor.callbacks.trainer_measurement import Measurement
-from ncmonitor.callbacks.trainers import run_folder_note as mailbox
+from ncmonitor.callbacks.trainers import run_folder_note
 from ncmonitor.callbacks.trainers.averaging import Weights, check_weights
 from ncmonitor.callbacks.trainers.batches import BatchToXY, Forward
 from ncmonitor.callbacks.trainers.continuation import Continuation, Purpose
@@ -191,9 +191,9 @@ class NeuralCollapse(Base):
         )
         self._given_dir = None if run_dir is None else Path(run_dir)
         self._run_dir = self._given_dir
-        self._address, self._home = mailbox.new_address(), os.getpid()
-        self._ledger = RunState(tpt_accuracy)
-        self._session: FitMeasurements | None = None
+        self._address, self._home = run_folder_note.new_address(), os.getpid()
+        self._run_state = RunState(tpt_accuracy)
+        self._measurements: FitMeasurements | None = None
         self.recipe: str | None = None
         self._wandb, self._wandb_ids = WandbRuns(), list[str]()
         self._owed: list[str] = []  # keys that other callbacks monitor and that have no value yet
@@ -213,12 +213,12 @@ class NeuralCollapse(Base):
     @property
     def report(self) -> CollapseReport | None:
         """The last report of the training set; ``None`` before the first, or if it failed."""
-        return None if self._session is None else self._session.trained.get("")
+        return None if self._measurements is None else self._measurements.trained.get("")
 
     @property
     def layer_reports(self) -> dict[str, CollapseReport]:
         """The last reports of the inner layers on the training set, by name."""
-        trained = {} if self._session is None else self._session.trained
+        trained = {} if self._measurements is None else self._measurements.trained
         return {layer: report for layer, report in trained.items() if layer}
 
     @property
@@ -228,20 +228,20 @@ class NeuralCollapse(Base):
         What was tested or validated at weights that this run has not measured, or against other
         class means than the training set's, comes last: its epoch is −1 where nobody knows it.
         """
-        folder = None if self._ledger.rows else self.run_dir
-        if folder is not None and self._session is None and (folder / "history.csv").is_file():
+        folder = None if self._run_state.rows else self.run_dir
+        if folder is not None and self._measurements is None and (folder / "history.csv").is_file():
             trained = read_history(folder)  # of processes that trained for this one
-            if not self._ledger.others:
+            if not self._run_state.others:
                 return trained
             rows = [{str(k): x for k, x in row.items()} for row in trained.to_dict("records")]
-            return history_frame([*rows, *self._ledger.others])
-        return history_frame([*self._ledger.rows, *self._ledger.others])
+            return history_frame([*rows, *self._run_state.others])
+        return history_frame([*self._run_state.rows, *self._run_state.others])
 
     @property
     def run_dir(self) -> Path | None:
         """Folder of this run's files: as given, else as found when training started."""
         if os.getpid() == self._home:  # a child leaves the note, and must not take it
-            self._run_dir = mailbox.collect(self._address) or self._run_dir
+            self._run_dir = run_folder_note.collect(self._address) or self._run_dir
         return self._run_dir
 
     @run_dir.setter
@@ -257,7 +257,7 @@ class NeuralCollapse(Base):
     @property
     def overhead(self) -> Overhead:
         """What measuring has cost in this process: seconds, and their share of the fit."""
-        return self._ledger.overhead
+        return self._run_state.overhead
 
     # -- Lightning's hooks -------------------------------------------------------------------------
 
@@ -267,7 +267,7 @@ class NeuralCollapse(Base):
         self._loaded = TrainMeans()
         if stage != "fit":
             return
-        self._session = None
+        self._measurements = None
         check_strategy(trainer)
         self._check_folder(trainer)
         check_precision(trainer, self._options.precision)
@@ -288,7 +288,7 @@ class NeuralCollapse(Base):
         """Find the classifier, open the files and measure the untrained network."""
         epoch = trainer.current_epoch
         goes_on = self._fits.goes_on(trainer, pl_module)
-        self._ledger.begin(epoch, resumed=goes_on)
+        self._run_state.begin(epoch, resumed=goes_on)
         if not goes_on:
             self._means.clear()
         if self._fits.lost(trainer):
@@ -303,14 +303,14 @@ class NeuralCollapse(Base):
         measurement.probe()
         if "val" in self._options.splits and not trainer.enable_validation:
             warnings.warn("no validation data: only the training set is measured", stacklevel=2)
-        self._session = self._opened(trainer, measurement)
+        self._measurements = self._opened(trainer, measurement)
         before = self._wandb_ids if goes_on else []
-        for line in self._wandb.resume(before, self._ledger.rows):
+        for line in self._wandb.resume(before, self._run_state.rows):
             print(f"NeuralCollapse: {line}")
         self._wandb_ids = self._wandb.ids or before
         if self._options.online:
-            self._session.listen()
-        known = self._ledger.epochs
+            self._measurements.listen()
+        known = self._run_state.epochs
         if not known or (epoch not in known and self._is_scheduled(epoch, trainer)):
             self._measure_outside(trainer, pl_module, epoch)
 
@@ -318,8 +318,8 @@ class NeuralCollapse(Base):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Listen to the training step, in online mode."""
-        if self._session is not None and self._session.online is not None:
-            self._session.online.before()
+        if self._measurements is not None and self._measurements.online is not None:
+            self._measurements.online.before()
 
     def on_train_batch_end(
         self,
@@ -330,26 +330,26 @@ class NeuralCollapse(Base):
         batch_idx: int,
     ) -> None:
         """Take in what the training step has seen, in online mode."""
-        if self._session is not None and self._session.online is not None:
-            self._session.online.after(batch)
+        if self._measurements is not None and self._measurements.online is not None:
+            self._measurements.online.after(batch)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Advance the weight-decay clock by the step that is about to be made."""
-        if self._session is not None:
-            self._ledger.step(optimizer, self._session.measurement.parameter)
+        if self._measurements is not None:
+            self._run_state.step(optimizer, self._measurements.measurement.parameter)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure if this epoch is scheduled, and log where monitors can see it."""
-        if self._session is None:
+        if self._measurements is None:
             return
         epoch = trainer.current_epoch + 1
-        rows = self._session.measure_online(epoch)
+        rows = self._measurements.measure_online(epoch)
         last = epoch == trainer.max_epochs
         due = last or bool(self._owed) or self._is_scheduled(epoch, trainer)
         if due:
-            rows += self._session.measure(epoch, pl_module.print if self.verbose else None)
+            rows += self._measurements.measure(epoch, pl_module.print if self.verbose else None)
         values = log_values(rows, self.prefix)
         if rows and not trainer.barebones:
             log_in_epoch(pl_module, values)
@@ -359,26 +359,26 @@ class NeuralCollapse(Base):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the last epoch if early stopping or ``max_steps`` made it the last."""
-        if self._session is None:
+        if self._measurements is None:
             return
-        if trainer.current_epoch > max(self._ledger.epochs, default=-1):
+        if trainer.current_epoch > max(self._run_state.epochs, default=-1):
             self._measure_outside(trainer, pl_module, trainer.current_epoch)
-        self._ledger.end()
-        self._session.finish()
-        self._wandb.finish(self._ledger.rows)
+        self._run_state.end()
+        self._measurements.finish()
+        self._wandb.finish(self._run_state.rows)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Take the hooks off a module whose training step has failed; what there is goes to W&B."""
         self._fits.leave(trainer)
-        self._wandb.finish(self._ledger.rows)
-        if self._session is not None and self._session.online is not None:
-            self._session.online.stop()
+        self._wandb.finish(self._run_state.rows)
+        if self._measurements is not None and self._measurements.online is not None:
+            self._measurements.online.stop()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say so if Lightning skipped the fit because there is nothing to train on."""
-        if self._session is None and trainer.num_training_batches == 0:
+        if self._measurements is None and trainer.num_training_batches == 0:
             raise InputError(
                 "the training loader is empty, so nothing was trained or measured: expected at "
                 "least one batch (drop_last=True drops a data set smaller than one batch)"
@@ -387,8 +387,8 @@ class NeuralCollapse(Base):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let go of the trainer and its module: a callback may outlive them."""
         self._fits.leave(trainer)
-        if self._session is not None and self._session.measurement.trainer is trainer:
-            self._session.release()
+        if self._measurements is not None and self._measurements.measurement.trainer is trainer:
+            self._measurements.release()
         self._wandb = WandbRuns()
         for name in LENT:
             vars(self).pop(name, None)
@@ -396,7 +396,7 @@ class NeuralCollapse(Base):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a fit under way: it is not for another process."""
         kept = {name: value for name, value in vars(self).items() if name not in LENT}
-        return kept | {"_session": None, "_wandb": WandbRuns()}
+        return kept | {"_measurements": None, "_wandb": WandbRuns()}
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the test set, as ``nc/test/...``."""
@@ -418,7 +418,7 @@ class NeuralCollapse(Base):
         settings = self._options.settings
         how = {"convention": settings.convention.name, "ridge": settings.ridge}
         rest = {"how": how, "wandb": list(self._wandb_ids), "means": self._means.state_dict()}
-        return self._fits.marked(self._ledger.state_dict() | rest)
+        return self._fits.marked(self._run_state.state_dict() | rest)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue history and clocks where a checkpoint left them, if a fit continues from it."""
@@ -429,7 +429,7 @@ class NeuralCollapse(Base):
             self._loaded.load_state_dict(state_dict.get("means"))
             return
         self._means.load_state_dict(state_dict.get("means"))
-        self._ledger.load_state_dict(state_dict)
+        self._run_state.load_state_dict(state_dict)
         self._wandb_ids = list(state_dict.get("wandb", ()))
         before = state_dict.get("how", {}).get("convention")
         now = self._options.settings.convention.name
@@ -451,38 +451,38 @@ class NeuralCollapse(Base):
         """Open the run's files and tell the loggers what will come and how it is measured."""
         dry, prefix, ranks = is_dry_run(trainer), self.prefix, measurement.ranks
         names = self._options.settings.names
-        self._ledger.metrics = metric_columns(names, measurement.num_classes)
+        self._run_state.metrics = metric_columns(names, measurement.num_classes)
         with ranks.together():  # reads the user's loaders
             how = facts(measurement) | {
                 "schedule": str(self.schedule), "prefix": prefix, "recipe": self.recipe
             }  # fmt: skip
-            keys = keys_to_come(measurement, prefix, self._ledger.metrics)
+            keys = keys_to_come(measurement, prefix, self._run_state.metrics)
         check_monitors(trainer, prefix, monitorable(keys, prefix))
         self._owed = monitors_of(trainer, prefix)
         if not dry:
-            later = log_keys(prefix, ["test"], self._ledger.metrics)
+            later = log_keys(prefix, ["test"], self._run_state.metrics)
             self._wandb = tell_loggers(trainer, prefix, keys | later, how)
         self._run_dir = self._given_dir or default_run_dir(trainer, prefix)
         log = RunLog(self._run_dir, active=trainer.is_global_zero and not dry)
         with ranks.together():  # only rank zero finds out that it cannot write
-            log.start(self._ledger.rows, how, trainer.max_epochs or -1, self._ledger.metrics)
+            log.start(self._run_state.rows, how, trainer.max_epochs or -1, self._run_state.metrics)
         if log.active:
-            mailbox.leave(self._address, self._run_dir, trainer)
-        return FitMeasurements(measurement, self._ledger, log, self.factories, self._means)
+            run_folder_note.leave(self._address, self._run_dir, trainer)
+        return FitMeasurements(measurement, self._run_state, log, self.factories, self._means)
 
     def _is_scheduled(self, epoch: int, trainer: pl.Trainer) -> bool:
         """Ask the user's policy, which need not be the same on every rank."""
-        assert self._session is not None  # made by on_train_start
-        ranks = self._session.measurement.ranks
+        assert self._measurements is not None  # made by on_train_start
+        ranks = self._measurements.measurement.ranks
         with ranks.together():
             wanted = self.should_measure(epoch, trainer)
         return bool(ranks.gather(wanted)[0])
 
     def _measure_outside(self, trainer: pl.Trainer, module: pl.LightningModule, epoch: int) -> None:
         """Measure outside an epoch: ``log_dict`` and the bar's ``print`` drop what they get."""
-        assert self._session is not None
+        assert self._measurements is not None
         say = print if self.verbose and trainer.is_global_zero else None
-        values = log_values(self._session.measure(epoch, say), self.prefix)
+        values = log_values(self._measurements.measure(epoch, say), self.prefix)
         log_outside(trainer, values, epoch)
         self._tell(trainer, module, epoch)
 
@@ -491,10 +491,10 @@ class NeuralCollapse(Base):
             trainer,
             module,
             self._options,
-            self._ledger,
+            self._run_state,
             run=self._means,
             loaded=self._loaded,
-            session=self._session,
+            measurements=self._measurements,
             at=self._fits.at,
         )
         rows = held_out.measure()
@@ -504,7 +504,7 @@ class NeuralCollapse(Base):
 
     def _tell(self, trainer: pl.Trainer, module: pl.LightningModule, epoch: int) -> None:
         with excused("the onset is missing from W&B"):
-            self._wandb.measured(self._ledger.rows)
+            self._wandb.measured(self._run_state.rows)
         for listener in self.after_measurement:
             if self._options.on_error == "raise":
                 listener(trainer, module, epoch)
@@ -517,7 +517,7 @@ class NeuralCollapse(Base):
         for key in self._owed:
             if key not in values:
                 split, _, name = key.removeprefix(f"{self.prefix}/").rpartition("/")
-                known = self._ledger.last_value("train" if split == "tpt" else split, name)
+                known = self._run_state.last_value("train" if split == "tpt" else split, name)
                 if not math.isnan(known):
                     trainer.callback_metrics[key] = torch.tensor(known)
         self._owed = [key for key in self._owed if key not in values]

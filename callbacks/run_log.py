@@ -27,7 +27,7 @@ from ncmonitor.monitor.provenance import describe_environment, read_run, write_r
 from ncmonitor.monitor.snapshots.file import begin_snapshots
 
 #: What the first measurement of the training set finds out.
-FOUND: Final = ("class_sizes", "floors", "floors_from")
+FOUND: Final = ("class_sizes", "limits", "limits_from")
 
 
 #: Of trainers that fit: the optimizer steps made when the folder was asked for, and the folder.

@@ -19,7 +19,7 @@ from ncmonitor.callbacks.logging_setup import grows_later
 from ncmonitor.callbacks.neural_collapse import NeuralCollapse
 from ncmonitor.callbacks.options import SPLITS, Options, layers_of, splits_of
 from ncmonitor.callbacks.run_log import default_run_dir
-from ncmonitor.callbacks.symmetry.fit_symmetry import SymmetrySession, lines
+from ncmonitor.callbacks.symmetry.fit_symmetry import FitSymmetry, lines
 from ncmonitor.callbacks.symmetry.monitored_symmetry import SymmetryMonitors
 from ncmonitor.callbacks.symmetry.parameter_watch import ParameterWatch
 from ncmonitor.callbacks.symmetry.trainer_symmetry import SymmetryMeasurement
@@ -161,7 +161,7 @@ class SymmetryMonitor(Base):
         self._rows: list[dict[str, float | int | str]] = []
         self._others: list[dict[str, float | int | str]] = []  # of weights not of this run
         self._loaded: list[dict[str, float | int | str]] = []
-        self._session: SymmetrySession | None = None
+        self._measurements: FitSymmetry | None = None
         self._monitors = SymmetryMonitors(prefix)
         self._watched: Mapping[str, Any] | None = None  # what a checkpoint knows of the parameters
         self._fits = Continuation()
@@ -183,7 +183,7 @@ class SymmetryMonitor(Base):
     @property
     def overhead(self) -> Overhead:
         """What measuring has cost in this process: seconds, and their share of the fit."""
-        return Overhead() if self._session is None else self._session.overhead
+        return Overhead() if self._measurements is None else self._measurements.overhead
 
     @property
     def state_key(self) -> str:
@@ -199,7 +199,7 @@ class SymmetryMonitor(Base):
         self._options = self._options_with(_companion(trainer, self.prefix))
         if stage != "fit":
             return
-        self._session = None
+        self._measurements = None
         check_strategy(trainer)
         self._check_folder(trainer)
         check_precision(trainer, self._options.precision)
@@ -228,8 +228,8 @@ class SymmetryMonitor(Base):
         if "train" not in self.splits and not trainer.enable_validation:
             raise InputError("splits='val', but there is no validation data: nothing to measure")
         measurement.probe()
-        self._session = self._opened(trainer, measurement)
-        self._tell(trainer, self._session)
+        self._measurements = self._opened(trainer, measurement)
+        self._tell(trainer, self._measurements)
         known = {int(row["epoch"]) for row in self._rows}
         if not known or (epoch not in known and self._is_scheduled(epoch, trainer)):
             self._measure_outside(trainer, epoch)
@@ -238,18 +238,18 @@ class SymmetryMonitor(Base):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Follow the step that is about to be made."""
-        if self._session is not None and self._session.watch is not None:
-            self._session.watch.step(trainer, optimizer)
+        if self._measurements is not None and self._measurements.watch is not None:
+            self._measurements.watch.step(trainer, optimizer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure if this epoch is scheduled, and log where monitors can see it."""
-        if self._session is None:
+        if self._measurements is None:
             return
         epoch = trainer.current_epoch + 1
         last = epoch == trainer.max_epochs
         if not (last or self._monitors.owed or self._is_scheduled(epoch, trainer)):
             return
-        rows = self._session.measure(epoch)
+        rows = self._measurements.measure(epoch)
         values = log_values(rows, self.prefix)
         if not trainer.barebones:
             log_in_epoch(pl_module, values)
@@ -258,11 +258,11 @@ class SymmetryMonitor(Base):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the last epoch if early stopping or ``max_steps`` made it the last."""
-        if self._session is None:
+        if self._measurements is None:
             return
         if trainer.current_epoch > max((int(row["epoch"]) for row in self._rows), default=-1):
             self._measure_outside(trainer, trainer.current_epoch)
-        self._session.finish()
+        self._measurements.finish()
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the test set, as ``nc/test/symmetry/...``."""
@@ -288,14 +288,14 @@ class SymmetryMonitor(Base):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let go of the trainer and its module: a callback may outlive them."""
         self._fits.leave(trainer)
-        if self._session is not None and self._session.measurement.trainer is trainer:
-            self._session.measurement.release()
+        if self._measurements is not None and self._measurements.measurement.trainer is trainer:
+            self._measurements.measurement.release()
         for name in LENT:
             vars(self).pop(name, None)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history and the parameters' law as values that load with ``weights_only``."""
-        watch = None if self._session is None else self._session.watch
+        watch = None if self._measurements is None else self._measurements.watch
         watched = self._watched if watch is None else watch.state_dict()
         rows = [dict(row) for row in self._rows]
         return self._fits.marked({"rows": rows, "parameters": watched})
@@ -310,7 +310,7 @@ class SymmetryMonitor(Base):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a fit under way: it is not for another process."""
         kept = {name: value for name, value in vars(self).items() if name not in LENT}
-        return kept | {"_session": None}
+        return kept | {"_measurements": None}
 
     # -- the work ----------------------------------------------------------------------------------
 
@@ -337,7 +337,7 @@ class SymmetryMonitor(Base):
                     "each its own prefix="
                 )
 
-    def _opened(self, trainer: pl.Trainer, measurement: SymmetryMeasurement) -> SymmetrySession:
+    def _opened(self, trainer: pl.Trainer, measurement: SymmetryMeasurement) -> FitSymmetry:
         companion, dry = _companion(trainer, self.prefix), is_dry_run(trainer)
         given = self._given_dir or (None if companion is None else companion._given_dir)
         self.run_dir = given or default_run_dir(trainer, self.prefix)
@@ -349,20 +349,20 @@ class SymmetryMonitor(Base):
                 watch.load_state_dict(self._watched)
             watch.begin(trainer)
         folder = self.run_dir if trainer.is_global_zero and not dry else None
-        return SymmetrySession(measurement, self.splits, self._rows, watch, folder)
+        return FitSymmetry(measurement, self.splits, self._rows, watch, folder)
 
     def _is_scheduled(self, epoch: int, trainer: pl.Trainer) -> bool:
         """Ask the user's policy, which need not be the same on every rank."""
-        assert self._session is not None  # made by on_train_start
-        ranks = self._session.measurement.ranks
+        assert self._measurements is not None  # made by on_train_start
+        ranks = self._measurements.measurement.ranks
         with ranks.together():
             wanted = self.should_measure(epoch, trainer)
         return bool(ranks.gather(wanted)[0])
 
     def _measure_outside(self, trainer: pl.Trainer, epoch: int) -> None:
-        assert self._session is not None
+        assert self._measurements is not None
         # WeightAveraging may have put the average into the module for good by now.
-        rows = self._session.measure(epoch, raw=epoch == 0 or not _averages(trainer))
+        rows = self._measurements.measure(epoch, raw=epoch == 0 or not _averages(trainer))
         values = log_values(rows, self.prefix)
         self._monitors.remember(values)
         log_outside(trainer, values, epoch)
@@ -394,24 +394,24 @@ class SymmetryMonitor(Base):
         measurement = SymmetryMeasurement(
             trainer, module, self._options, groups=self.groups, flows=self.flows
         )
-        weights, session = weights_key(measurement.see()), self._session
-        if session is not None and weights in session.known:
-            session.measurement.move(trainer, module)
-            return session.measure_held_out(*session.known[weights])
+        weights, measurements = weights_key(measurement.see()), self._measurements
+        if measurements is not None and weights in measurements.known:
+            measurements.measurement.move(trainer, module)
+            return measurements.measure_held_out(*measurements.known[weights])
         measurement.probe()
-        session = SymmetrySession(measurement, self.splits, self._others, None, None)
-        return session.measure_held_out(*self._fits.at)
+        measurements = FitSymmetry(measurement, self.splits, self._others, None, None)
+        return measurements.measure_held_out(*self._fits.at)
 
-    def _tell(self, trainer: pl.Trainer, session: SymmetrySession) -> None:
+    def _tell(self, trainer: pl.Trainer, measurements: FitSymmetry) -> None:
         """Check who monitors what, and set up the charts."""
-        with session.measurement.ranks.together():  # reads the user's loaders
-            keys = keys_to_come(session.to_come(), self.prefix)
+        with measurements.measurement.ranks.together():  # reads the user's loaders
+            keys = keys_to_come(measurements.to_come(), self.prefix)
         self._monitors.know(trainer, keys)
         if is_dry_run(trainer) or not trainer.is_global_zero:
             return
         with excused("the W&B charts of symmetry are not set up"):
             define_axes(trainer.loggers, f"{self.prefix}/epoch", keys)
-            record_measurement(trainer.loggers, session.facts, "ncmonitor_symmetry")
+            record_measurement(trainer.loggers, measurements.facts, "ncmonitor_symmetry")
 
     def _say(self, say: Callable[[str], object] | None, rows: Sequence[Any]) -> None:
         if self.verbose and say is not None:

@@ -32,7 +32,7 @@ _TRAINED: Final = ("nc1_quotient", "orbit_quot", "lie_error")
 _SHOWN: Final = (*_TRAINED, "acc", "acc_orbit_mean", "acc_orbit_worst")
 
 
-class SymmetrySession:
+class FitSymmetry:
     """Measures a trainer's splits under groups, and keeps and writes what comes out.
 
     Every rank takes every step; rank zero's rows are everybody's.

@@ -87,8 +87,8 @@ class SymmetryMeasurement(Measurement):
         count = 0
         for group, element, given in self.answers().transformed(inputs):
             try:
-                tapped = reading.run(given)
-                check_answer(tapped, as_tensor(labels), group, element)
+                activations = reading.run(given)
+                check_answer(activations, as_tensor(labels), group, element)
             except (InputError, torch.OutOfMemoryError):
                 raise
             except Exception as error:
@@ -97,7 +97,7 @@ class SymmetryMeasurement(Measurement):
                     f"same shape and dtype: {type(error).__name__}: {error}. Leave the group out, "
                     "or let it act on the part of the inputs it is meant for, as in group.on(0)"
                 ) from error
-            kept = (tapped.features, tapped.logits, *tapped.layers.values())
+            kept = (activations.features, activations.logits, *activations.layers.values())
             count += sum(each.numel() * each.element_size() for each in kept)
         return count // max(1, len(as_tensor(labels)))
 

@@ -142,12 +142,12 @@ class CleanPass:
         Raises:
             InputError: If the classifier cannot be told, or the labels name no classes.
         """
-        tapped, labels = self.run(inputs), self._classes(labels)
+        activations, labels = self.run(inputs), self._classes(labels)
         if first:  # in the words of somebody who knows what loaders give
-            check_labels_usable(labels, tapped.features, tapped.logits.shape[-1])
-        labels = as_tensor(labels).to(tapped.features.device)
-        inner = [(features, labels) for features in tapped.layers.values()]
-        return [(tapped.features, labels, tapped.logits), *inner]
+            check_labels_usable(labels, activations.features, activations.logits.shape[-1])
+        labels = as_tensor(labels).to(activations.features.device)
+        inner = [(features, labels) for features in activations.layers.values()]
+        return [(activations.features, labels, activations.logits), *inner]
 
     def batches(self) -> Iterator[tuple[Any, Any]]:
         """Iterate over inputs and labels, as the network gets them."""

@@ -70,13 +70,13 @@ class Online:
             if self._failure is not None or not self._tap.ran:  # a step may skip the network
                 return
             try:
-                tapped = self._tap.take()
+                activations = self._tap.take()
                 labels = self._batch_to_xy(batch)[1]
                 if self._head.one_logit:
                     labels = two_classes(labels)
-                labels = as_tensor(labels).to(tapped.features.device)
+                labels = as_tensor(labels).to(activations.features.device)
                 with torch.no_grad():
-                    self._look.update(tapped.features, labels, tapped.logits)
+                    self._look.update(activations.features, labels, activations.logits)
             except InputError as error:
                 self._failure = InputError(f"{error}. {_ONE_FORWARD}")
             except Exception as error:  # nothing here may stop the training

@@ -31,7 +31,7 @@ _NAMES: Final = tuple(
 _ATTAINED: Final = ("nc2_equinorm_", "nc3_self_duality", "nc3_cos_mean", "gnc3_align")
 
 
-class Floors(NamedTuple):
+class Limits(NamedTuple):
     """Where collapse ends.
 
     Attributes:
@@ -44,12 +44,12 @@ class Floors(NamedTuple):
     cause: Literal["class sizes", "feature dimension"] | None
 
 
-def collapse_floors(
+def collapse_limits(
     counts: Sequence[int] | Tensor,
     dim: int,
     convention: str = "per_class",
     metrics: Iterable[str] | None = None,
-) -> Floors:
+) -> Limits:
     """Return what NC2 and NC3 tend to under cross-entropy, rather than 0, for these classes.
 
     Unequal class sizes, K ≤ d + 1: the values at the SELI geometry, the limit of cross-entropy with
@@ -79,16 +79,16 @@ def collapse_floors(
         names = [name for name in _NAMES if name in set(metrics)]
     classes = len(sizes)
     if classes < 2:
-        return Floors({}, None)
+        return Limits({}, None)
     equal = bool((sizes == sizes[0]).all())
     if classes > dim + 1:
         bounds = _bounds(names, classes, dim, equal=equal)
-        return Floors(bounds, "feature dimension" if bounds else None)
+        return Limits(bounds, "feature dimension" if bounds else None)
     if equal:
-        return Floors(_ideal(names), None)
+        return Limits(_ideal(names), None)
     if classes > SELI_CLASSES:
-        return Floors({}, None)
-    return Floors(_at_seli(names, sizes, convention_named(convention)), "class sizes")
+        return Limits({}, None)
+    return Limits(_at_seli(names, sizes, convention_named(convention)), "class sizes")
 
 
 def _ideal(names: Iterable[str]) -> dict[str, float]:
@@ -141,14 +141,14 @@ def class_facts(train: CollapseReport, settings: Settings) -> dict[str, Any]:
         settings: The run's.
 
     Returns:
-        ``class_sizes``, above 100 classes the smallest and the largest one alone; ``floors`` by
-        metric and ``floors_from``, as in :class:`Floors`.
+        ``class_sizes``, above 100 classes the smallest and the largest one alone; ``limits`` by
+        metric and ``limits_from``, as in :class:`Limits`.
     """
     counts = train.moments.counts.tolist()
-    floors = collapse_floors(counts, train.moments.dim, settings.convention.name, settings.names)
+    limits = collapse_limits(counts, train.moments.dim, settings.convention.name, settings.names)
     ends = {"min": min(counts), "max": max(counts)}
     return {
         "class_sizes": counts if len(counts) <= PER_CLASS_KEYS else ends,
-        "floors": floors.values,
-        "floors_from": floors.cause,
+        "limits": limits.values,
+        "limits_from": limits.cause,
     }

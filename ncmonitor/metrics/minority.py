@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ncmonitor.geometry.vectors import Vectors
-from ncmonitor.theory import seli_floors, seli_grams
+from ncmonitor.theory import seli_grams, seli_limits
 
 #: Above so many classes the K × K eigenproblem of the SELI geometry is not solved.
 SELI_CLASSES: Final = 2048
@@ -40,9 +40,9 @@ def imbalance_floor(counts: Tensor) -> float:
     Returns:
         0 for equal sizes; compare with ``nc2_etf_w``. ``nan`` above 2048 classes.
 
-    Source: Thrampoulidis et al. 2022; see :func:`ncmonitor.theory.seli_floors`.
+    Source: Thrampoulidis et al. 2022; see :func:`ncmonitor.theory.seli_limits`.
     """
-    return math.nan if len(counts) > SELI_CLASSES else seli_floors(counts)[0].etf_distance
+    return math.nan if len(counts) > SELI_CLASSES else seli_limits(counts)[0].etf_distance
 
 
 def seli_distance(vectors: Vectors, counts: Tensor, which: Literal["w", "means"]) -> float:

@@ -114,15 +114,15 @@ def findings(
     return [_finding(history, run, expectation.epoch, bounds) for bounds in wanted]
 
 
-def floors_of(run: Mapping[str, Any]) -> dict[str, float]:
+def limits_of(run: Mapping[str, Any]) -> dict[str, float]:
     """Return what theory leaves of the training set's metrics, as far as ``run.json`` says."""
-    floors = section(section(dict(run), "measurement"), "floors")
-    return {name: float(value) for name, value in floors.items() if is_number(value)}
+    limits = section(section(dict(run), "measurement"), "limits")
+    return {name: float(value) for name, value in limits.items() if is_number(value)}
 
 
 def cause_of(run: Mapping[str, Any]) -> str:
-    """Say what keeps floors above 0: ``"these class sizes"`` or ``"this feature dimension"``."""
-    cause = section(dict(run), "measurement").get("floors_from")
+    """Say what keeps limits above 0: ``"these class sizes"`` or ``"this feature dimension"``."""
+    cause = section(dict(run), "measurement").get("limits_from")
     return "this feature dimension" if cause == "feature dimension" else "these class sizes"
 
 
@@ -150,7 +150,7 @@ def closing(run_dir: str | Path) -> list[str]:
     except (InputError, OSError):
         return cautions
     if expectation is None:
-        left = floors_of(run).get(MAIN[1], 0.0)
+        left = limits_of(run).get(MAIN[1], 0.0)
         said = f"Theory leaves {MAIN[1]} {number(left)} for {cause_of(run)}."
         return [*cautions, *([said] if left > 0 else [])]
     found = [each for each in findings(history, run, expectation) if each.bounds]
@@ -179,7 +179,7 @@ def _finding(history: pd.DataFrame, run: Mapping[str, Any], until: int, bounds: 
         nulls = _values(history, bounds._replace(split=NULL_SPLIT)) if train else {}
         null = nulls.get(epoch, math.nan)
     start = known.get(0, math.nan)
-    floor = floors_of(run).get(bounds.name, math.nan) if train else math.nan
+    floor = limits_of(run).get(bounds.name, math.nan) if train else math.nan
     if epoch is None:
         words = _UNMEASURED
     elif math.isnan(value):

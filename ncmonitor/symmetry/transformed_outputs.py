@@ -89,10 +89,14 @@ class TransformedOutputs:
         """
         kept = (labels.flatten() != self.ignore_index).nonzero()[:most, 0].cpu()
         for group, element, given in self.transformed(inputs):
-            tapped = run(given)
-            check_answer(tapped, labels, group, element)
+            activations = run(given)
+            check_answer(activations, labels, group, element)
             place = self._kept.setdefault((group, element), {})
-            found = [(_LOGITS, tapped.logits), ("", tapped.features), *tapped.layers.items()]
+            found = [
+                (_LOGITS, activations.logits),
+                ("", activations.features),
+                *activations.layers.items(),
+            ]
             for layer, rows in found:
                 place.setdefault(layer, []).append(rows.cpu()[kept].flatten(1))
         self._labels.append(labels.cpu()[kept].long())
@@ -184,13 +188,13 @@ class TransformedOutputs:
         }
 
 
-def check_answer(tapped: Activations, labels: Tensor, group: str, element: str) -> None:
+def check_answer(activations: Activations, labels: Tensor, group: str, element: str) -> None:
     """Raise :class:`InputError` unless there is one feature vector and one label per sample."""
-    rows = tapped.features.shape[0]
-    if labels.ndim != 1 or rows != len(labels) or tapped.features.ndim != 2:
+    rows = activations.features.shape[0]
+    if labels.ndim != 1 or rows != len(labels) or activations.features.ndim != 2:
         what = f"under {element!r} of {group!r} " * bool(element)
         raise InputError(
             f"symmetry is measured of one label and one feature vector for each sample: {what}the "
-            f"network gives features {tuple(tapped.features.shape)} for labels "
+            f"network gives features {tuple(activations.features.shape)} for labels "
             f"{tuple(labels.shape)}"
         )

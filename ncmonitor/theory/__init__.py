@@ -1,7 +1,7 @@
 """Ground truth you can run: what full collapse is, what no structure looks like, what can be had.
 
 Pure functions in closed form, in float64: constructors of the limiting geometries, the exact
-optima of the unconstrained-features model, the geometry of imbalanced classes, the floors where
+optima of the unconstrained-features model, the geometry of imbalanced classes, the limits where
 K > d + 1, and the expectations for features without class signal. Nothing is drawn unless a
 generator is passed.
 """
@@ -21,15 +21,15 @@ from ncmonitor.theory.null import (
     null_nc1_quotient,
     null_vci,
 )
-from ncmonitor.theory.seli import ImbalanceFloors, imbalance_floors, seli_floors, seli_grams
+from ncmonitor.theory.seli import ImbalanceLimits, imbalance_limits, seli_grams, seli_limits
 from ncmonitor.theory.ufm import UfmOptimum, ufm_objective, ufm_optimum
 
 __all__ = [
-    "ImbalanceFloors",
+    "ImbalanceLimits",
     "UfmOptimum",
     "cosine_std_floor",
     "etf_distance_floor",
-    "imbalance_floors",
+    "imbalance_limits",
     "null_abs_cosine",
     "null_expectations",
     "null_max_angle",
@@ -38,8 +38,8 @@ __all__ = [
     "null_nc1_quotient",
     "null_vci",
     "orthogonal_frame",
-    "seli_floors",
     "seli_grams",
+    "seli_limits",
     "simplex_etf",
     "softmax_code_distance",
     "ufm_objective",

@@ -1,4 +1,4 @@
-"""What more classes than dimensions leave of NC2: floors and the softmax code."""
+"""What more classes than dimensions leave of NC2: limits and the softmax code."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def seli_grams(counts: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
     return (vectors * values) @ vectors.T, (vectors / values) @ vectors.T
 
 
-class ImbalanceFloors(NamedTuple):
+class ImbalanceLimits(NamedTuple):
     """NC2 of one set of vectors at the geometry that its class sizes prescribe.
 
     Attributes:
@@ -49,11 +49,11 @@ class ImbalanceFloors(NamedTuple):
     etf_distance: float
 
 
-def imbalance_floors(counts: Sequence[int] | Tensor) -> ImbalanceFloors:
+def imbalance_limits(counts: Sequence[int] | Tensor) -> ImbalanceLimits:
     """What mild imbalance leaves of NC2 at full collapse, to first order in ``v = CoV(n_c)``.
 
     ``CoV‖w_c‖ ≈ (K−2)/(4(K−1)) v`` and ``ETF distance ≈ ½ v √((K−2)/(K−1))``, for the classifier
-    and for the means alike. The relative error is of the order of v: see :func:`seli_floors`.
+    and for the means alike. The relative error is of the order of v: see :func:`seli_limits`.
 
     Args:
         counts: Samples per class, ``(K,)``, all positive, K ≥ 2. Cost K.
@@ -68,24 +68,24 @@ def imbalance_floors(counts: Sequence[int] | Tensor) -> ImbalanceFloors:
 
     Example:
         >>> mnist = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-        >>> [round(floor, 4) for floor in imbalance_floors(mnist)]
+        >>> [round(floor, 4) for floor in imbalance_limits(mnist)]
         [0.0119, 0.0253]
     """
     sizes = _positive(counts)
     others = len(sizes) - 1
     variation = _variation(sizes)
     flat = (others - 1) / others
-    return ImbalanceFloors(flat * variation / 4, math.sqrt(flat) * variation / 2)
+    return ImbalanceLimits(flat * variation / 4, math.sqrt(flat) * variation / 2)
 
 
-def seli_floors(counts: Sequence[int] | Tensor) -> tuple[ImbalanceFloors, ImbalanceFloors]:
+def seli_limits(counts: Sequence[int] | Tensor) -> tuple[ImbalanceLimits, ImbalanceLimits]:
     """What imbalance leaves of NC2 at the SELI geometry, exactly: for the classifier, the means.
 
     Args:
         counts: Samples per class, ``(K,)``, all positive, K ≥ 2. Cost K³.
 
     Returns:
-        ``(floors_w, floors_means)``; all 0 for balanced classes and for K = 2.
+        ``(limits_w, limits_means)``; all 0 for balanced classes and for K = 2.
 
     Raises:
         InputError: If a class is empty.
@@ -107,12 +107,12 @@ def _seli(sizes: Tensor) -> tuple[Tensor, Tensor]:
     return centred @ left, values
 
 
-def _nc2_of(vectors: Tensor, eigenvalues: Tensor) -> ImbalanceFloors:
+def _nc2_of(vectors: Tensor, eigenvalues: Tensor) -> ImbalanceLimits:
     norms = (vectors.square() @ eigenvalues).sqrt()
     spread = _variation(eigenvalues) ** 2
     # √(2 − 2x) with x = 1/√(1 + spread), without the cancellation
     etf = math.sqrt(2 * spread / (1 + spread + math.sqrt(1 + spread)))
-    return ImbalanceFloors(_variation(norms), etf)
+    return ImbalanceLimits(_variation(norms), etf)
 
 
 def _variation(values: Tensor) -> float:

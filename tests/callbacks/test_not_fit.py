@@ -215,7 +215,7 @@ def test_a_test_of_an_earlier_checkpoint_leaves_history_and_clock_whole(no_warni
     fit.fit(module, train_loader(), val_loader())
     before, clock, onset = (
         watch.history,
-        watch._ledger.state_dict()["clock"],
+        watch._run_state.state_dict()["clock"],
         phase.onset_checkpoint,
     )
     taken = figures.state_dict()["taken"]
@@ -228,7 +228,7 @@ def test_a_test_of_an_earlier_checkpoint_leaves_history_and_clock_whole(no_warni
     pd.testing.assert_frame_equal(rest, before)
     assert history["epoch"].is_monotonic_increasing
     pd.testing.assert_frame_equal(read_history("run"), history)
-    assert watch._ledger.state_dict()["clock"] == clock
+    assert watch._run_state.state_dict()["clock"] == clock
     assert (phase.onset_checkpoint, figures.state_dict()["taken"]) == (onset, taken)
     assert no_warning() == []
     # Once more, of the same epoch and of the last one: no row is there twice.

@@ -156,11 +156,11 @@ def test_the_weight_of_an_adapted_layer_is_the_one_that_acts() -> None:
     nn.init.normal_(model.head.lora_B)  # type: ignore[arg-type]
     with torch.no_grad(), FeatureTap(model, head=head) as tap:
         logits = model(x)
-        tapped = tap.take()
+        activations = tap.take()
     layer = model.head
     effective = layer.weight + layer.lora_B @ layer.lora_A  # type: ignore[operator]
     torch.testing.assert_close(tap.weight, effective.detach(), rtol=1e-5, atol=1e-6)
-    assert tapped.logits.equal(logits)
+    assert activations.logits.equal(logits)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -187,8 +187,8 @@ def test_heads_adapted_by_peft_have_their_effective_weight(kind: str) -> None:
             nn.init.normal_(parameter, std=0.5)
     with torch.no_grad(), FeatureTap(model, head=head) as tap:
         logits = model(x)
-        tapped = tap.take()
-        linear = F.linear(tapped.features, tap.weight, tap.bias)
+        activations = tap.take()
+        linear = F.linear(activations.features, tap.weight, tap.bias)
     torch.testing.assert_close(linear, logits, rtol=1e-4, atol=1e-5)
     if kind == "lora":
         layer = model.base_model.model.head
@@ -220,14 +220,14 @@ def test_the_features_are_those_of_the_position_that_is_returned(zero: bool) -> 
     ids = torch.tensor([[3, 4, 5, 0], [3, 4, 5, 6], [1, 0, 0, 0], [7, 8, 0, 0]])
     with torch.no_grad(), FeatureTap(model) as tap:
         logits = model(ids)
-        tapped = tap.take()
+        activations = tap.take()
         again = model(ids.flip(0))
         flipped = tap.take()
     h = model.embed(ids).cumsum(1)
     expected = torch.stack([h[0, 2], h[1, 3], h[2, 0], h[3, 1]])
-    assert tapped.features.equal(expected)
+    assert activations.features.equal(expected)
     assert flipped.features.equal(expected.flip(0))
-    assert tapped.logits.equal(logits)
+    assert activations.logits.equal(logits)
     assert flipped.logits.equal(again)
 
 
@@ -238,9 +238,9 @@ def test_one_logit_is_two_classes(end: str) -> None:
     model = Net(nn.Linear(DIM, 1), ends[end])
     with torch.no_grad(), FeatureTap(model) as tap:
         model(x := torch.randn(8, INPUTS))
-        tapped = tap.take()
+        activations = tap.take()
         z = model.head(model.trunk(x))
-    torch.testing.assert_close(tapped.logits, torch.cat([-z, z], 1) / 2)
+    torch.testing.assert_close(activations.logits, torch.cat([-z, z], 1) / 2)
     head: Any = model.head
     assert tap.weight.equal(torch.cat([-head.weight, head.weight]) / 2)
     assert tap.bias is not None

@@ -466,10 +466,10 @@ def test_compiled_modules_keep_their_names(whole: bool, given: Any) -> None:
         for again in (given, "net.head"):
             with FeatureTap(model, again, layers=["net.trunk.0"]) as tap:
                 output = model(X)
-                tapped = tap.take()
+                activations = tap.take()
             assert (tap.name, tap.classifier) == ("net.head", head._orig_mod)
-            assert tapped.logits.equal(output)
-            assert list(tapped.layers) == ["net.trunk.0"]
+            assert activations.logits.equal(output)
+            assert list(activations.layers) == ["net.trunk.0"]
     assert hooks(model) == 0
 
 

@@ -48,16 +48,16 @@ def taken(model: nn.Module, x: Any, **settings: Any) -> Activations:
 
 def test_layers_are_caught_in_the_pass_that_gives_the_features() -> None:
     model = Net().eval()
-    tapped = taken(model, images(), layers=["stem", "body"])
-    features, logits = tapped
+    activations = taken(model, images(), layers=["stem", "body"])
+    features, logits = activations
     assert logits.equal(model(images()))
     torch.testing.assert_close(model.head(features), logits)
     expected = {
         "stem": model.stem(images()).mean((2, 3)),
         "body": model.body(model.act(model.norm(model.stem(images())))).mean((2, 3)),
     }
-    assert not any(value.requires_grad for value in tapped.layers.values())
-    torch.testing.assert_close(tapped.layers, expected)
+    assert not any(value.requires_grad for value in activations.layers.values())
+    torch.testing.assert_close(activations.layers, expected)
 
 
 def test_without_layers_there_are_none() -> None:
@@ -127,9 +127,9 @@ def test_all_finds_weights_of_every_kind_but_no_norms_and_no_other_parameters() 
             hidden = self.norm(self.attention(hidden, hidden, hidden)[0])
             return self.head(self.normed(self.memory(hidden)[0][:, -1]))
 
-    tapped = taken(Kinds(), torch.arange(15).view(5, 3) % 9, layers="all")
-    assert list(tapped.layers) == ["words", "attention", "memory", "normed"]
-    assert {value.shape for value in tapped.layers.values()} == {(5, 4)}
+    activations = taken(Kinds(), torch.arange(15).view(5, 3) % 9, layers="all")
+    assert list(activations.layers) == ["words", "attention", "memory", "normed"]
+    assert {value.shape for value in activations.layers.values()} == {(5, 4)}
 
 
 def test_all_leaves_out_layers_whose_rows_are_no_samples() -> None:
@@ -211,8 +211,8 @@ def test_half_precision_is_averaged_in_float32(dtype: torch.dtype) -> None:
 
 def test_a_function_reduces_as_it_likes() -> None:
     model = Net()
-    tapped = taken(model, images(), layers=["stem"], reduce=lambda z: z.amax((2, 3)))
-    assert tapped.layers["stem"].equal(model.stem(images()).amax((2, 3)))
+    activations = taken(model, images(), layers=["stem"], reduce=lambda z: z.amax((2, 3)))
+    assert activations.layers["stem"].equal(model.stem(images()).amax((2, 3)))
 
 
 @pytest.mark.parametrize("reduce", ["flatten", "tokens", lambda z: z[:, :, 0, 0]])
@@ -247,9 +247,9 @@ def test_whole_maps_do_not_outlive_the_layer() -> None:
 
 def test_tokens_fit_features_that_the_model_flattened() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.Flatten(0, 1), nn.Linear(6, 3))
-    tapped = taken(model, torch.randn(5, 7, 4), layers=["0"], reduce="tokens")
-    assert tapped.features.shape == (35, 6)
-    assert tapped.layers["0"].flatten(0, 1).equal(tapped.features)
+    activations = taken(model, torch.randn(5, 7, 4), layers=["0"], reduce="tokens")
+    assert activations.features.shape == (35, 6)
+    assert activations.layers["0"].flatten(0, 1).equal(activations.features)
 
 
 # -- what is refused -------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from ncmonitor.cli import main
 from ncmonitor.monitor.history import read_history
 from ncmonitor.recipes.free_features import SampleIndices, UnconstrainedFeatures
 from ncmonitor.recipes.free_features_theory import lower_bound, seli_limit
-from ncmonitor.theory import seli_floors, ufm_objective, ufm_optimum
+from ncmonitor.theory import seli_limits, ufm_objective, ufm_optimum
 from toys import trainer
 
 pytestmark = [
@@ -207,10 +207,10 @@ def test_weaker_decays_come_nearer_to_the_limit_of_seli(tmp_path: Path) -> None:
 def test_seli_limit_is_what_the_theory_says_of_it() -> None:
     counts = [100] * 5 + [10] * 5
     report = seli_limit(counts, ["imbalance"])
-    floors = seli_floors(counts)
-    assert report.nc2_etf_w == pytest.approx(floors[0].etf_distance, rel=1e-12)
-    assert report.nc2_equinorm_w == pytest.approx(floors[0].cov_norm, rel=1e-12)
-    assert report.nc2_etf_means == pytest.approx(floors[1].etf_distance, rel=1e-12)
+    limits = seli_limits(counts)
+    assert report.nc2_etf_w == pytest.approx(limits[0].etf_distance, rel=1e-12)
+    assert report.nc2_equinorm_w == pytest.approx(limits[0].cov_norm, rel=1e-12)
+    assert report.nc2_etf_means == pytest.approx(limits[1].etf_distance, rel=1e-12)
     for name in ("nc1", "error", "seli_dist_w", "seli_dist_means", "sel_logit_dist"):
         assert getattr(report, name) < 1e-13, name
     steeper = seli_limit([100] * 5 + [1] * 5, ["imbalance"])

@@ -16,11 +16,11 @@ from ncmonitor import InputError
 from ncmonitor.monitor.history import start_history
 from ncmonitor.monitor.provenance import CONFIG_FILE
 from ncmonitor.reports.expect import ExpectedBounds, read_expectation
-from ncmonitor.reports.expected import Finding, at_floor, cause_of, closing, findings, floors_of
+from ncmonitor.reports.expected import Finding, at_floor, cause_of, closing, findings, limits_of
 
 FLOOR = 0.1
 RUN: dict[str, Any] = {
-    "measurement": {"floors": {"nc2_etf_means": FLOOR}, "floors_from": "class sizes"}
+    "measurement": {"limits": {"nc2_etf_means": FLOOR}, "limits_from": "class sizes"}
 }
 
 
@@ -136,7 +136,7 @@ def test_what_was_never_measured_is_said_to_be_so(key: str) -> None:
     [("class sizes", "these class sizes"), ("feature dimension", "this feature dimension")],
 )
 def test_at_the_floor_what_was_expected_comes_second(cause: str, named: str) -> None:
-    run = {"measurement": RUN["measurement"] | {"floors_from": cause}}
+    run = {"measurement": RUN["measurement"] | {"limits_from": cause}}
     verdict = f"collapsed to the limit of {named}"
     for most in (0.05, 0.5):  # expected less than can be had, and more
         assert words({"nc2_etf_means": most}, run, nc2_etf_means=1.2 * FLOOR) == verdict
@@ -199,9 +199,9 @@ def test_a_finding_shows_the_start_and_what_shuffled_labels_give() -> None:
 
 def test_floors_that_are_no_numbers_are_not_there() -> None:
     odd = {"nc1": "x", "nc2_etf_w": math.nan, "nc2_etf_means": True, "nc3_self_duality": 0.2}
-    assert floors_of({"measurement": {"floors": odd}}) == {"nc3_self_duality": 0.2}
-    for run in ({}, {"measurement": 3}, {"measurement": {"floors": [1]}}):
-        assert floors_of(run) == {}
+    assert limits_of({"measurement": {"limits": odd}}) == {"nc3_self_duality": 0.2}
+    for run in ({}, {"measurement": 3}, {"measurement": {"limits": [1]}}):
+        assert limits_of(run) == {}
     assert cause_of({}) == "these class sizes"
 
 
@@ -335,8 +335,8 @@ def test_without_an_expectation_only_a_floor_above_zero_is_said(tmp_path: Path) 
     assert closing(run_folder(tmp_path, None)) == [
         "Theory leaves nc2_etf_means 0.1 for these class sizes."
     ]
-    assert closing(run_folder(tmp_path, None, {"measurement": {"floors": {}}})) == []
-    zero = {"measurement": {"floors": {"nc2_etf_means": 0.0}}}
+    assert closing(run_folder(tmp_path, None, {"measurement": {"limits": {}}})) == []
+    zero = {"measurement": {"limits": {"nc2_etf_means": 0.0}}}
     assert closing(run_folder(tmp_path, None, zero)) == []
 
 

@@ -413,7 +413,7 @@ def test_numbers_are_written_for_readers(value: float, written: str) -> None:
 
 
 EXPECT = "expect:\n  epoch: 150\n  nc1: 1.0\n  val/error: 0.001\n  nc2_etf_means: 0.01\n"
-LEFT = {"floors": {"nc2_etf_means": 0.0251, "nc1": HOSTILE}, "floors_from": "class sizes"}
+LEFT = {"limits": {"nc2_etf_means": 0.0251, "nc1": HOSTILE}, "limits_from": "class sizes"}
 
 
 def expecting(folder: Path, config: str, run: object = RUN) -> str:
@@ -460,11 +460,11 @@ def test_floors_stand_in_the_tile_of_nc2_with_and_without_an_expectation(tmp_pat
     run = RUN | {"measurement": RUN["measurement"] | LEFT}
     text = expecting(tmp_path / "plain", "{}", run)
     assert text.count("theory leaves for these class sizes0.0251") == 1
-    nothing = RUN | {"measurement": {"floors": {"nc2_etf_means": 0.0}}}
+    nothing = RUN | {"measurement": {"limits": {"nc2_etf_means": 0.0}}}
     assert "theory leaves for" not in expecting(tmp_path / "balanced", "{}", nothing)
     section = expecting(tmp_path / "expecting", EXPECT, run).partition("Against what was")[2]
     assert "SELI" in section.partition("The collapse, epoch by")[0]
-    lacking = run | {"measurement": run["measurement"] | {"floors_from": "feature dimension"}}
+    lacking = run | {"measurement": run["measurement"] | {"limits_from": "feature dimension"}}
     text = expecting(tmp_path / "dimension", EXPECT, lacking)
     assert "theory leaves for this feature dimension0.0251" in text
     assert "SELI" not in text.partition("Against what was")[2].partition("The collapse, epoch")[0]

@@ -258,14 +258,14 @@ def tried(model: nn.Module, x: Tensor, classifier: Any = None) -> FeatureTap | I
     with torch.no_grad(), FeatureTap(model, classifier) as tap:
         returned = model(x)
         try:
-            tapped = tap.take()
+            activations = tap.take()
         except InputError as error:
             return error
         kept = model(x)  # the tap has changed nothing
         assert torch.equal(kept, returned) or not kept.isfinite().all()
         assert tap.head is not None
         assert tap.head.link is not None
-        linear = tapped.features.double() @ tap.weight.double().T
+        linear = activations.features.double() @ tap.weight.double().T
         linear = linear if tap.bias is None else linear + tap.bias.double()
         made = returned_of(tap.head.link, linear)
         if tap.head.link.kind == "shift":

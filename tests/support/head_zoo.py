@@ -182,7 +182,7 @@ def found(entry: Entry) -> FeatureTap | InputError:
     with torch.no_grad(), FeatureTap(model) as tap:
         returned = entry.run(model)
         try:
-            tapped = tap.take()
+            activations = tap.take()
         except InputError as error:
             return error
         logits = (
@@ -193,7 +193,7 @@ def found(entry: Entry) -> FeatureTap | InputError:
             else returned[0]
         )
         weight, bias = tap.weight.double(), tap.bias
-        linear = tapped.features.double() @ weight.T + (0 if bias is None else bias.double())
+        linear = activations.features.double() @ weight.T + (0 if bias is None else bias.double())
         assert tap.head is not None
         assert tap.head.link is not None
         shown = returned_of(tap.head.link, linear.reshape(-1, linear.shape[-1]))

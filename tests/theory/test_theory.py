@@ -367,8 +367,8 @@ def test_seli_of_balanced_classes_is_the_simplex_etf() -> None:
     gram_w, gram_m = theory.seli_grams([25] * 6)
     assert_close(gram_w, 5 * centring(6), rtol=0, atol=1e-13)
     assert_close(gram_m, centring(6) / 5, rtol=0, atol=1e-14)
-    for floors in (theory.imbalance_floors([25] * 6), *theory.seli_floors([25] * 6)):
-        assert max(floors) < 1e-14
+    for limits in (theory.imbalance_limits([25] * 6), *theory.seli_limits([25] * 6)):
+        assert max(limits) < 1e-14
 
 
 def test_vanishing_decay_leads_to_seli_slowly_and_not_to_the_etf() -> None:
@@ -385,19 +385,19 @@ def test_vanishing_decay_leads_to_seli_slowly_and_not_to_the_etf() -> None:
 
 @pytest.mark.parametrize("counts", [*COUNTS, MNIST], ids=str)
 def test_seli_floors_are_the_metrics_of_vectors_with_those_grams(counts: list[int]) -> None:
-    for floors, gram in zip(theory.seli_floors(counts), theory.seli_grams(counts), strict=True):
+    for limits, gram in zip(theory.seli_limits(counts), theory.seli_grams(counts), strict=True):
         rows = rows_with(gram)
-        assert floors.cov_norm == pytest.approx(
+        assert limits.cov_norm == pytest.approx(
             frames.equinorm(Vectors(rows)), rel=1e-10, abs=1e-13
         )
-        assert floors.etf_distance == pytest.approx(etf_distance(rows), rel=1e-10, abs=1e-13)
+        assert limits.etf_distance == pytest.approx(etf_distance(rows), rel=1e-10, abs=1e-13)
 
 
 def test_full_mnist_cannot_reach_the_etf() -> None:
-    exact, means = theory.seli_floors(MNIST)
+    exact, means = theory.seli_limits(MNIST)
     assert exact == pytest.approx((0.0118, 0.0251), abs=5e-5)
     assert means == pytest.approx((0.0117, 0.0249), abs=5e-5)
-    assert theory.imbalance_floors(MNIST) == pytest.approx((0.0119, 0.0253), abs=5e-5)
+    assert theory.imbalance_limits(MNIST) == pytest.approx((0.0119, 0.0253), abs=5e-5)
 
 
 def test_first_order_floors_miss_by_the_second_order() -> None:
@@ -405,16 +405,16 @@ def test_first_order_floors_miss_by_the_second_order() -> None:
     misses = []
     for step in (1e-2, 1e-3):
         counts = 1 + step * pattern
-        first = torch.tensor(theory.imbalance_floors(counts), dtype=F64)
-        exact = torch.tensor(theory.seli_floors(counts), dtype=F64)  # (2, 2)
+        first = torch.tensor(theory.imbalance_limits(counts), dtype=F64)
+        exact = torch.tensor(theory.seli_limits(counts), dtype=F64)  # (2, 2)
         misses.append((exact / first - 1).abs().max().item())
     assert misses[0] < 0.02
     assert misses[1] == pytest.approx(misses[0] / 10, rel=0.1)
 
 
 def test_two_classes_are_an_etf_whatever_their_sizes() -> None:
-    for floors in (theory.imbalance_floors([90, 3]), *theory.seli_floors([90, 3])):
-        assert max(floors) < 1e-15
+    for limits in (theory.imbalance_limits([90, 3]), *theory.seli_limits([90, 3])):
+        assert max(limits) < 1e-15
 
 
 # -- more classes than dimensions ------------------------------------------------------------------
@@ -677,8 +677,8 @@ def objective(
         (lambda: objective(labels=Y + 1), r"labels must lie in \[0, 3\), but one is 3"),
         (lambda: objective(loss="nll"), r"'ce' or 'mse', got 'nll'"),
         (lambda: theory.seli_grams([5, 0, 3]), r"counts\[1\] is 0; leave absent classes out"),
-        (lambda: theory.imbalance_floors([5]), r"at least two, got shape \(1,\)"),
-        (lambda: theory.seli_floors([[5, 3]]), r"one size per class, .* got shape \(1, 2\)"),  # type: ignore[list-item]
+        (lambda: theory.imbalance_limits([5]), r"at least two, got shape \(1,\)"),
+        (lambda: theory.seli_limits([[5, 3]]), r"one size per class, .* got shape \(1, 2\)"),  # type: ignore[list-item]
         (lambda: theory.etf_distance_floor(4, 0), r"dim must be .* at least 1, got 0"),
         (lambda: theory.null_nc1(10, 5, 0), r"samples_per_class must be .* at least 1, got 0"),
         (lambda: theory.null_abs_cosine(0), r"dim must be .* at least 1, got 0"),

@@ -20,7 +20,7 @@ from ncmonitor.plots import overview
 from ncmonitor.plots.style import SERIES
 from ncmonitor.reports import verdict
 from ncmonitor.reports.expect import read_expectation
-from ncmonitor.reports.expected import cause_of, findings, floors_of
+from ncmonitor.reports.expected import cause_of, findings, limits_of
 from ncmonitor.reports.page import REPORT_FILE as REPORT_FILE
 from ncmonitor.reports.page import moment, templates, words
 from ncmonitor.reports.run_page import facts, pictures
@@ -142,7 +142,7 @@ def _verdict(
             *remarks,
         ],
         "standings": verdict.standings(history),
-        "left": {name: floor for name, floor in floors_of(run).items() if floor > 0},
+        "left": {name: floor for name, floor in limits_of(run).items() if floor > 0},
         "cause": cause_of(run),
         "expectation": expectation,
         "findings": found,

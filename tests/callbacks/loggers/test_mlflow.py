@@ -45,7 +45,7 @@ def test_every_epoch_is_there_under_the_same_keys(
 ) -> None:
     logger, monitor = run
     logged = logger.experiment.get_run(str(logger.run_id))
-    rows = monitor._ledger.rows
+    rows = monitor._run_state.rows
     keys = {key for key in logged.data.metrics if key.startswith("nc/")}
     assert keys == {*keys_of(rows, "nc"), "nc/epoch"}
     assert {"nc/train/layer/body.0/nc1", "nc/train/nc1_per_class/2"} <= keys

@@ -31,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, NeuralCollapse]:
 def test_every_epoch_is_there_under_the_same_keys(run: tuple[Any, NeuralCollapse]) -> None:
     log, monitor = run
     tags = {tag for tag in log.Tags()["scalars"] if tag.startswith("nc/")}
-    rows = monitor._ledger.rows
+    rows = monitor._run_state.rows
     assert tags == {*keys_of(rows, "nc"), "nc/epoch"}
     assert [event.value for event in log.Scalars("nc/epoch")] == [0, 1, 2, 3]
     last = log_values([row for row in rows if row["epoch"] == 3], "nc")

@@ -93,7 +93,7 @@ class Ask(Base):
         with evaluating(trainer, pl_module), tap:
             reading = CleanPass(trainer, pl_module, [], tap, precision)
             self.said = check_batch_dependence(reading, self.inputs) or ""
-            self.tapped = reading.run(self.inputs)  # the tap is ready for what comes
+            self.activations = reading.run(self.inputs)  # the tap is ready for what comes
 
 
 def said(module: Net, inputs: Any = None, **changes: Any) -> str:

@@ -72,12 +72,12 @@ def test_every_layer_learns_and_the_features_are_the_input_of_classifier(
     model = make(name, channels, size, classes)
     with FeatureTap(model) as tap:
         logits = model(images(channels, size))
-        tapped = tap.take()
+        activations = tap.take()
     assert tap.name == "classifier"
     assert tap.classifier is model.get_submodule("classifier")
-    assert tapped.features.shape == (2, features)
-    assert (tapped.features >= 0).all()  # after a ReLU
-    assert torch.equal(tapped.logits, logits)
+    assert activations.features.shape == (2, features)
+    assert (activations.features >= 0).all()  # after a ReLU
+    assert torch.equal(activations.logits, logits)
     assert logits.shape == (2, classes)
     nn.functional.cross_entropy(logits, torch.tensor([0, 1])).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
