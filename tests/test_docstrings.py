@@ -13,11 +13,14 @@ import docstring_parser
 import pytest
 
 from ncmonitor.catalogue import METRICS
-from ncmonitor.metrics import class_symmetry as symmetry
-from ncmonitor.metrics import covariance as total
-from ncmonitor.metrics import duality, variability
-from ncmonitor.metrics import equiangularity as frames
-from ncmonitor.metrics import minority as imbalance
+from ncmonitor.metrics import (
+    class_symmetry,
+    covariance,
+    duality,
+    equiangularity,
+    minority,
+    variability,
+)
 
 PAGES = sorted((Path(__file__).resolve().parent.parent / "docs" / "api").glob("*.md"))
 #: Arrays in, numbers out: shapes have to be said. Of these words, one.
@@ -44,7 +47,7 @@ def on_pages() -> Iterator[tuple[str, Any]]:
 PUBLIC = dict(on_pages())
 FUNCTIONS = {
     f"{module.__name__}.{name}": function
-    for module in (variability, frames, duality, symmetry, imbalance, total)
+    for module in (variability, equiangularity, duality, class_symmetry, minority, covariance)
     for name, function in inspect.getmembers(module, inspect.isfunction)
     if function.__module__ == module.__name__ and not name.startswith("_")
 }

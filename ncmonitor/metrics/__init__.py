@@ -11,11 +11,14 @@ from torch import Tensor
 from ncmonitor.catalogue import CATALOGUE
 from ncmonitor.geometry.pairs import pair_count
 from ncmonitor.geometry.vectors import GramSpectrum, Vectors
-from ncmonitor.metrics import class_symmetry as symmetry
-from ncmonitor.metrics import covariance as total
-from ncmonitor.metrics import duality, variability
-from ncmonitor.metrics import equiangularity as frames
-from ncmonitor.metrics import minority as imbalance
+from ncmonitor.metrics import (
+    class_symmetry,
+    covariance,
+    duality,
+    equiangularity,
+    minority,
+    variability,
+)
 from ncmonitor.metrics.arguments import ClassGeometry, WithinClassStatistics, class_weights
 from ncmonitor.theory import etf_distance_floor
 
@@ -34,8 +37,8 @@ def _self_duality(s: ClassGeometry, *, centred: bool = False, squared: bool = Fa
 
 def _etf_means(s: ClassGeometry) -> float:
     if s.convention.sample_between:  # not centred on the plain mean
-        return frames.etf_distance(GramSpectrum.of(s.centred), centred=False)
-    return frames.etf_distance(s.means, centred=True)
+        return equiangularity.etf_distance(GramSpectrum.of(s.centred), centred=False)
+    return equiangularity.etf_distance(s.means, centred=True)
 
 
 def _raw_means(s: ClassGeometry) -> Vectors:
@@ -50,13 +53,13 @@ def _constant(s: ClassGeometry) -> Tensor:
 
 def _logit_breaking(s: ClassGeometry) -> float:
     constant = _constant(s) - _constant(s).mean()
-    return symmetry.logit_breaking(s.means.centred, s.rows.centred, constant)
+    return class_symmetry.logit_breaking(s.means.centred, s.rows.centred, constant)
 
 
 def _block_residual(s: ClassGeometry) -> float:
-    blocks = imbalance.minority(s.counts).long() if s.blocks is None else s.blocks
+    blocks = minority.minority(s.counts).long() if s.blocks is None else s.blocks
     numbered = torch.unique(blocks, return_inverse=True)[1]
-    return symmetry.block_residual(s.means, numbered)
+    return class_symmetry.block_residual(s.means, numbered)
 
 
 def _s_min_ratio(s: ClassGeometry) -> float:
@@ -80,17 +83,17 @@ SHAPE: dict[str, Callable[[ClassGeometry], float]] = {
         lambda: variability.nc1_cdnv(s.means.centred, s.variances, s.means.resolution),
     ),
     "nc2_equinorm_means": lambda s: _unless(
-        s.flat, lambda: frames.equinorm(s.centred, ddof=s.convention.ddof)
+        s.flat, lambda: equiangularity.equinorm(s.centred, ddof=s.convention.ddof)
     ),
-    "nc2_equinorm_w": lambda s: frames.equinorm(s.rows.vectors, ddof=s.convention.ddof),
+    "nc2_equinorm_w": lambda s: equiangularity.equinorm(s.rows.vectors, ddof=s.convention.ddof),
     "nc2_equiangular_std_means": lambda s: s.angles[0],
     "nc2_equiangular_std_w": lambda s: s.row_angles[0],
     "nc2_max_angle_means": lambda s: s.angles[1],
     "nc2_max_angle_w": lambda s: s.row_angles[1],
     "nc2_etf_means": lambda s: _unless(s.flat, lambda: _etf_means(s)),
-    "nc2_etf_w": lambda s: frames.etf_distance(s.rows, centred=False),
+    "nc2_etf_w": lambda s: equiangularity.etf_distance(s.rows, centred=False),
     "nc2_etf_w_centered": lambda s: _unless(
-        s.equal_rows, lambda: frames.etf_distance(s.rows, centred=True)
+        s.equal_rows, lambda: equiangularity.etf_distance(s.rows, centred=True)
     ),
     "nc3_self_duality": _self_duality,
     "nc3_self_duality_sq": lambda s: _self_duality(s) ** (1 if s.convention.nc3_squared else 2),
@@ -106,40 +109,40 @@ SHAPE: dict[str, Callable[[ClassGeometry], float]] = {
     "w_mean_ratio": lambda s: duality.row_mean_ratio(s.rows.vectors),
     "nc0_k": lambda s: duality.square_row_sum(s.rows.vectors),
     "sk_breaking_means": lambda s: _unless(
-        s.flat, lambda: symmetry.sk_breaking(s.means, centred=True)
+        s.flat, lambda: class_symmetry.sk_breaking(s.means, centred=True)
     ),
-    "sk_breaking_norm": lambda s: _unless(s.flat, lambda: symmetry.sk_breaking_norm(s.means)),
-    "sk_breaking_pair": lambda s: _unless(s.flat, lambda: symmetry.sk_breaking_pair(s.means)),
-    "sk_breaking_w": lambda s: symmetry.sk_breaking(s.rows, centred=False),
-    "of_etf_index": lambda s: _unless(s.equal_rows, lambda: symmetry.of_etf_index(s.rows)),
+    "sk_breaking_norm": lambda s: _unless(s.flat, lambda: class_symmetry.sk_breaking_norm(s.means)),
+    "sk_breaking_pair": lambda s: _unless(s.flat, lambda: class_symmetry.sk_breaking_pair(s.means)),
+    "sk_breaking_w": lambda s: class_symmetry.sk_breaking(s.rows, centred=False),
+    "of_etf_index": lambda s: _unless(s.equal_rows, lambda: class_symmetry.of_etf_index(s.rows)),
     "sk_breaking_logits": lambda s: _unless(
         s.flat or s.rows.vectors.norm == 0, lambda: _logit_breaking(s)
     ),
     "sk_residual_block": lambda s: _unless(s.flat, lambda: _block_residual(s)),
-    "nc2_imbalance_floor": lambda s: imbalance.imbalance_floor(s.counts),
-    "seli_dist_w": lambda s: imbalance.seli_distance(s.rows.vectors, s.counts, "w"),
+    "nc2_imbalance_floor": lambda s: minority.imbalance_floor(s.counts),
+    "seli_dist_w": lambda s: minority.seli_distance(s.rows.vectors, s.counts, "w"),
     "seli_dist_means": lambda s: _unless(
-        s.flat, lambda: imbalance.seli_distance(s.means.centred, s.counts, "means")
+        s.flat, lambda: minority.seli_distance(s.means.centred, s.counts, "means")
     ),
     "sel_logit_dist": lambda s: _unless(
         s.flat, lambda: duality.etf_product(s.rows.vectors, _raw_means(s))
     ),
-    "minority_cos": lambda s: imbalance.minority_cosine(s.rows.vectors, s.counts),
-    "norm_ratio": lambda s: imbalance.norm_ratio(s.rows.vectors, s.counts),
+    "minority_cos": lambda s: minority.minority_cosine(s.rows.vectors, s.counts),
+    "norm_ratio": lambda s: minority.norm_ratio(s.rows.vectors, s.counts),
     "nc2_etf_floor": lambda s: etf_distance_floor(len(s.counts), s.centred.dim),
-    "gnc2_one_vs_rest": lambda s: frames.one_vs_rest(s.rows.vectors),
+    "gnc2_one_vs_rest": lambda s: equiangularity.one_vs_rest(s.rows.vectors),
     "gnc2_log_energy": lambda s: _unless(
-        s.means.degenerate > 0, lambda: frames.log_energy(s.means.centred)
+        s.means.degenerate > 0, lambda: equiangularity.log_energy(s.means.centred)
     ),
     "gnc3_align": lambda s: s.alignment[1],
     "std_log_norm": lambda s: _unless(
-        s.means.degenerate > 0, lambda: frames.std_log_norm(s.means.centred)
+        s.means.degenerate > 0, lambda: equiangularity.std_log_norm(s.means.centred)
     ),
     "feature_norm_mean": lambda s: float(
         (s.feature_norms * class_weights(s.counts, samples=s.convention.sample_between)).sum()
     ),
     "w_norm": lambda s: s.rows.vectors.norm,
-    "participation_ratio_means": lambda s: frames.participation_ratio(s.means),
+    "participation_ratio_means": lambda s: equiangularity.participation_ratio(s.means),
     "n_classes_present": lambda s: float(len(s.counts)),
     "min_class_count": lambda s: float(s.counts.min()),
     "n_singleton_classes": lambda s: float((s.counts == 1).sum()),
@@ -171,7 +174,7 @@ SPREAD: dict[str, Callable[[WithinClassStatistics], float]] = {
         lambda: variability.within_in_span_frac(s.in_span, s.variances, s.weights),
     ),
     "nc1_cdnv_directional": _directional,
-    "vci": lambda s: _unless(s.undefined, lambda: total.vci(s.moments)),
+    "vci": lambda s: _unless(s.undefined, lambda: covariance.vci(s.moments)),
     "separation_fuzziness": lambda s: _unless(s.undefined, lambda: s.fuzziness),
     "nc4_disagreement": lambda s: s.disagreement,
     "ncc_accuracy": lambda s: s.accuracy,
@@ -180,8 +183,8 @@ SPREAD: dict[str, Callable[[WithinClassStatistics], float]] = {
     "mse_l_nc23": lambda s: s.parts.l_nc23,
     "mse_l_perp": lambda s: s.parts.l_perp,
     "central_path_dist": lambda s: s.parts.central_path_distance(len(s.counts)),
-    "entropy_rank_total": lambda s: total.entropy_rank(s.moments),
-    "numerical_rank": lambda s: total.numerical_rank(s.moments),
+    "entropy_rank_total": lambda s: covariance.entropy_rank(s.moments),
+    "numerical_rank": lambda s: covariance.numerical_rank(s.moments),
 }
 
 

@@ -11,9 +11,7 @@ from torch import Tensor
 
 from ncmonitor.geometry.vectors import GramSpectrum, Span, Vectors
 from ncmonitor.inputs.conventions import Convention
-from ncmonitor.metrics import covariance as total
-from ncmonitor.metrics import duality
-from ncmonitor.metrics import equiangularity as frames
+from ncmonitor.metrics import covariance, duality, equiangularity
 
 
 @dataclass(frozen=True)
@@ -76,12 +74,12 @@ class ClassGeometry:
     @cached_property
     def angles(self) -> tuple[float, float]:
         """Spread and distance of the cosines of the centred means; undefined if one vanishes."""
-        return frames.angles(self.centred) if self.resolved else (math.nan, math.nan)
+        return equiangularity.angles(self.centred) if self.resolved else (math.nan, math.nan)
 
     @cached_property
     def row_angles(self) -> tuple[float, float]:
         """The same for the rows of the classifier."""
-        return frames.angles(self.rows.vectors)
+        return equiangularity.angles(self.rows.vectors)
 
     @cached_property
     def equal_rows(self) -> bool:
@@ -133,8 +131,8 @@ class WithinClassStatistics:
     margin: float = math.nan
     directional: Tensor | None = None
     fuzziness: float = math.nan
-    second_moments: total.WithinCovariance | None = None
-    loss: total.SquaredLoss | None = None
+    second_moments: covariance.WithinCovariance | None = None
+    loss: covariance.SquaredLoss | None = None
 
     @property
     def weights(self) -> Tensor:
@@ -147,12 +145,12 @@ class WithinClassStatistics:
         return self.rank == 0 or float(self.counts.max()) <= 1
 
     @property
-    def moments(self) -> total.WithinCovariance:
+    def moments(self) -> covariance.WithinCovariance:
         """The second moments, for metrics that asked for them."""
         assert self.second_moments is not None
         return self.second_moments
 
     @property
-    def parts(self) -> total.SquaredLoss:
+    def parts(self) -> covariance.SquaredLoss:
         """The squared loss; ``nan`` where all class means coincide."""
-        return self.loss or total.SquaredLoss(math.nan, math.nan, math.nan)
+        return self.loss or covariance.SquaredLoss(math.nan, math.nan, math.nan)

@@ -25,9 +25,7 @@ from ncmonitor import (
 from ncmonitor.geometry import pairs
 from ncmonitor.inputs import labels as _labels
 from ncmonitor.inputs import tensors
-from ncmonitor.metrics import class_symmetry as symmetry
 from ncmonitor.metrics import duality
-from ncmonitor.metrics import equiangularity as frames
 from reference_optional import regression_metrics
 
 NOISY = BY_NAME["noisy"]

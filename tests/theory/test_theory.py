@@ -18,7 +18,7 @@ import cases
 from cases import seeded
 from ncmonitor import InputError, measure_collapse, theory
 from ncmonitor.geometry.vectors import GramSpectrum, Vectors
-from ncmonitor.metrics import equiangularity as frames
+from ncmonitor.metrics import equiangularity
 
 F64 = torch.float64
 QUICK = settings(max_examples=40, deadline=None, derandomize=True)
@@ -31,7 +31,7 @@ def centring(num_classes: int) -> Tensor:
 
 
 def etf_distance(rows: Tensor, *, centred: bool = False) -> float:
-    return frames.etf_distance(GramSpectrum.of(rows), centred=centred)
+    return equiangularity.etf_distance(GramSpectrum.of(rows), centred=centred)
 
 
 def near(value: Any) -> Any:
@@ -60,7 +60,7 @@ def test_simplex_etf_has_its_gram_matrix(num_classes: int, dim: int, seed: int |
     expected = centring(num_classes) * num_classes / (num_classes - 1)
     assert_close(rows @ rows.T, expected, rtol=0, atol=1e-14)
     assert etf_distance(rows) < 1e-14
-    assert frames.angles(Vectors(rows))[1] < 1e-14
+    assert equiangularity.angles(Vectors(rows))[1] < 1e-14
 
 
 @pytest.mark.parametrize("seed", [None, 0])
@@ -388,7 +388,7 @@ def test_seli_floors_are_the_metrics_of_vectors_with_those_grams(counts: list[in
     for limits, gram in zip(theory.seli_limits(counts), theory.seli_grams(counts), strict=True):
         rows = rows_with(gram)
         assert limits.cov_norm == pytest.approx(
-            frames.equinorm(Vectors(rows)), rel=1e-10, abs=1e-13
+            equiangularity.equinorm(Vectors(rows)), rel=1e-10, abs=1e-13
         )
         assert limits.etf_distance == pytest.approx(etf_distance(rows), rel=1e-10, abs=1e-13)
 
@@ -435,7 +435,7 @@ def test_a_tight_frame_attains_both_floors(num_classes: int, dim: int) -> None:
     )
     for centred in (False, True):
         assert etf_distance(rows, centred=centred) == pytest.approx(etf, rel=1e-12, abs=1e-13)
-    assert frames.angles(Vectors(rows))[0] == pytest.approx(spread, rel=1e-12, abs=1e-13)
+    assert equiangularity.angles(Vectors(rows))[0] == pytest.approx(spread, rel=1e-12, abs=1e-13)
     assert (etf > 0) == (spread > 0) == (num_classes > dim + 1)
 
 
@@ -456,7 +456,7 @@ def test_no_centred_vectors_of_one_length_have_more_even_angles_than_the_floor(
     pairs: int, dim: int, seed: int
 ) -> None:
     half = torch.nn.functional.normalize(torch.randn(pairs, dim, generator=seeded(seed), dtype=F64))
-    spread, _ = frames.angles(Vectors(torch.cat([half, -half])))
+    spread, _ = equiangularity.angles(Vectors(torch.cat([half, -half])))
     assert spread >= theory.cosine_std_floor(2 * pairs, dim) * (1 - 1e-9) - 1e-12
 
 
@@ -618,7 +618,9 @@ def test_angle_to_the_etf_without_signal_has_its_known_values() -> None:
     assert theory.null_max_angle(10**6, 7) == pytest.approx(theory.null_abs_cosine(7), rel=1e-9)
     assert theory.null_max_angle(3, 10**5) == pytest.approx(1 / 2, rel=1e-9)
     rows = torch.randn(300, 6, generator=seeded(0), dtype=F64)
-    assert frames.angles(Vectors(rows))[1] == pytest.approx(theory.null_max_angle(300, 6), rel=0.02)
+    assert equiangularity.angles(Vectors(rows))[1] == pytest.approx(
+        theory.null_max_angle(300, 6), rel=0.02
+    )
 
 
 # -- bad input -------------------------------------------------------------------------------------
