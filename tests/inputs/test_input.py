@@ -360,7 +360,7 @@ def test_above_a_number_of_classes_averages_run_over_a_sample(
     means = random_means(40, 24, seeded(3))
     case = cloud("many", "40 classes", means, 12, spread=0.6, dtype=torch.float64)
     exact = fast(case, metrics="all")
-    for module in (pairs, symmetry, frames, duality):
+    for module in (pairs, class_symmetry, equiangularity, duality):
         monkeypatch.setattr(module, "PAIR_CLASSES", 20)
     got = fast(case, metrics="all")
     assert (exact.pop("n_pairs"), got.pop("n_pairs")) == (40 * 39, pairs.SAMPLED_PAIRS)
@@ -381,7 +381,7 @@ def test_above_a_number_of_classes_averages_run_over_a_sample(
 
 def test_the_sample_is_the_same_at_every_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     case = cloud("many", "40 classes", random_means(40, 24, seeded(3)), 3)
-    for module in (pairs, symmetry, frames, duality):
+    for module in (pairs, class_symmetry, equiangularity, duality):
         monkeypatch.setattr(module, "PAIR_CLASSES", 20)
     state = torch.get_rng_state()
     one = fast(case, metrics="all")
