@@ -25,7 +25,7 @@ from ncmonitor import (
 from ncmonitor.geometry import pairs
 from ncmonitor.inputs import labels as _labels
 from ncmonitor.inputs import tensors
-from ncmonitor.metrics import duality
+from ncmonitor.metrics import class_symmetry, duality, equiangularity
 from reference_optional import regression_metrics
 
 NOISY = BY_NAME["noisy"]
