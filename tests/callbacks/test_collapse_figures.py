@@ -309,6 +309,7 @@ def test_stale_or_damaged_lines_do_not_survive_the_start_of_a_run() -> None:
     assert epochs_of() == [0, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_picture_is_a_file_and_shows_something(name: str) -> None:
     fitted(watch(layers="body.2"), CollapseFigures(1, figures=name), max_epochs=2)

@@ -10,6 +10,7 @@ from ncmonitor import FeatureTap
 pytestmark = pytest.mark.filterwarnings("ignore")  # of packages about themselves
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_the_head_is_found_and_its_weight_gives_what_the_model_returns(name: str) -> None:
     entry = ZOO[name]
@@ -22,6 +23,7 @@ def test_the_head_is_found_and_its_weight_gives_what_the_model_returns(name: str
         assert tap.name == entry.head
 
 
+@pytest.mark.slow
 def test_the_zoo_is_as_wide_as_it_claims() -> None:
     sound = [entry for entry in ZOO.values() if entry.head is not None]
     assert len(sound) >= 40

@@ -220,6 +220,7 @@ def test_a_quantity_that_is_zero_throughout_gets_a_linear_axis() -> None:
     assert ax.get_ylim()[0] < 0 < ax.get_ylim()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", DEGENERATE)
 def test_degenerate_histories_are_drawn_without_a_warning(case: str) -> None:
     figure = overview(DEGENERATE[case])

@@ -790,8 +790,9 @@ DEGENERATE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_panel")
-@pytest.mark.parametrize("grouped", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("grouped", [True, False])
 @pytest.mark.parametrize("case", DEGENERATE)
 def test_degenerate_runs_have_a_comparison(case: str, grouped: bool, tmp_path: Path) -> None:
     folders = [

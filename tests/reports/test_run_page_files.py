@@ -96,6 +96,7 @@ def test_legends_are_whole_and_touch_nothing(
     assert legends == 9
 
 
+@pytest.mark.slow
 def test_the_key_of_a_comparison_breaks_long_names(tmp_path: Path) -> None:
     name = "digits · weight_decay 0.005, gradient_clip_val 0.5, metrics default, …"
     folder = make_run(tmp_path / "run", collapse_rows(range(3)))
@@ -114,6 +115,7 @@ def test_the_key_of_a_comparison_breaks_long_names(tmp_path: Path) -> None:
     assert said[0].count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_smallest_text_of_the_overview_can_be_read_in_print(folder: Path) -> None:
     content = written(folder)["curves"].read_bytes()
     streams = re.findall(rb"stream\r?\n(.*?)endstream", content, flags=re.DOTALL)
@@ -133,6 +135,7 @@ def test_the_same_figure_gives_the_same_file(
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["one epoch", "validation only", "all nan"])
 def test_a_degenerate_history_has_figures(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -153,6 +156,7 @@ def test_a_degenerate_history_has_figures(
             assert np.asarray(image.convert("L")).std() > 3
 
 
+@pytest.mark.slow
 def test_the_table_is_tidy_and_holds_every_number(folder: Path) -> None:
     history = read_history(folder)
     table = pd.read_csv(write_table(history, folder / "x.csv"), keep_default_na=False, dtype=str)
@@ -167,6 +171,7 @@ def test_the_table_is_tidy_and_holds_every_number(folder: Path) -> None:
         assert float(values[layer]) == rows["nc1"].iloc[0]
 
 
+@pytest.mark.slow
 def test_a_failed_measurement_is_an_empty_value_and_what_never_was_has_no_row(
     tmp_path: Path,
 ) -> None:
@@ -182,6 +187,7 @@ def test_a_failed_measurement_is_an_empty_value_and_what_never_was_has_no_row(
     )
 
 
+@pytest.mark.slow
 def test_the_command_names_every_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path / "run", collapse_rows(range(3)))
     assert main(["report", str(run), "--format", "csv"]) == 0
@@ -189,6 +195,7 @@ def test_the_command_names_every_file(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (run / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_damaged_snapshots_are_warned_of_and_the_rest_is_drawn(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", collapse_rows(range(2)))
     (run / "snapshots.jsonl").write_text("[]\n")
@@ -198,6 +205,7 @@ def test_damaged_snapshots_are_warned_of_and_the_rest_is_drawn(tmp_path: Path) -
     assert "nc1" in written(run)
 
 
+@pytest.mark.slow
 def test_a_comparison_is_figures_with_a_key_or_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -216,6 +224,7 @@ def test_a_comparison_is_figures_with_a_key_or_tables(
     assert not list(tmp_path.rglob("*.html"))
 
 
+@pytest.mark.slow
 def test_an_unknown_format_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["report", ".", "--format", "svg"])

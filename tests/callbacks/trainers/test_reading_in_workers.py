@@ -59,7 +59,8 @@ _FIT = """
 """
 
 
-@pytest.mark.parametrize("start", [pytest.param("spawn", marks=pytest.mark.slow), "fork"])
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["spawn", "fork"])
 def test_a_file_opened_at_the_first_item_is_never_opened_here(tmp_path: Path, start: str) -> None:
     script = tmp_path / "fit.py"
     script.write_text(textwrap.dedent(_FIT))
