@@ -19,7 +19,7 @@ STAGES: Final[dict[str, tuple[str, ...]]] = {
     "first pass": ("ncmonitor.statistics.passes:FirstPass.update",),
     "geometry": ("ncmonitor.measurement.class_geometry:shape_of",),
     "second pass": (
-        "ncmonitor.statistics.class_means:Centres.__init__",
+        "ncmonitor.statistics.class_means:ClassMeans.__init__",
         "ncmonitor.statistics.passes:SecondPass.update",
     ),
     "metrics": ("ncmonitor.measurement.evaluation:shape_values",),
