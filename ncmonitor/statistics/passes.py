@@ -180,7 +180,7 @@ class SecondPass:
     Args:
         num_classes: Number of classes K.
         own: This split's centres.
-        train: Centres that decide the nearest class.
+        train: Class means that decide the nearest class.
         accumulators: What else is computed on the way.
         margin: Where the margins between the two nearest centres go, if asked for.
     """
