@@ -36,7 +36,7 @@ class FitMeasurements:
 
     Args:
         measurement: Of the trainer and module of this fit.
-        ledger: Keeps the rows.
+        run_state: Keeps the rows.
         log: Writes them.
         factories: Of what else is to see the features of the training set.
         means: Keeps the class means of the training set.

@@ -46,10 +46,10 @@ class HeldOut:
         trainer: Tests or validates.
         module: Its module.
         options: The user's.
-        ledger: Keeps the rows.
+        run_state: Keeps the rows.
         run: Train means of the fit in this process.
         loaded: Train means of the checkpoint that is tested.
-        session: The fit in this process; ``None`` without.
+        measurements: The fit in this process; ``None`` without.
         at: Completed epochs and steps of the weights, where a checkpoint tells.
     """
 

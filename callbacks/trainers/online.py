@@ -40,7 +40,7 @@ class Online:
         module: The module under training.
         classifier: Its classifier.
         num_classes: K.
-        settings: What to compute of what one look can tell.
+        settings: What to compute of what one pass can tell.
         batch_to_xy: Splits a batch into inputs and labels.
     """
 
@@ -57,7 +57,7 @@ class Online:
         self._tap = FeatureTap(module, head=classifier, compares=False)
         self._inside = contextlib.ExitStack()
         self._failure: Exception | None = None
-        self._look = self._fresh()
+        self._first = self._fresh()
 
     def before(self) -> None:
         """Listen to the training step that is about to be made."""
@@ -76,7 +76,7 @@ class Online:
                     labels = two_classes(labels)
                 labels = as_tensor(labels).to(activations.features.device)
                 with torch.no_grad():
-                    self._look.update(activations.features, labels, activations.logits)
+                    self._first.update(activations.features, labels, activations.logits)
             except InputError as error:
                 self._failure = InputError(f"{error}. {_ONE_FORWARD}")
             except Exception as error:  # nothing here may stop the training
@@ -93,19 +93,19 @@ class Online:
             Exception: What kept a step from being taken in; on every rank.
         """
         self.stop()  # a skipped step may have ended the epoch
-        look, failure = self._look, self._failure
-        self._look, self._failure = self._fresh(), None
+        first, failure = self._first, self._failure
+        self._first, self._failure = self._fresh(), None
         with ranks.together():
             if failure is not None:
                 raise failure
-        look = look.over(ranks)
+        first = first.over(ranks)
         with ranks.together():
             classifier = self._tap.classifier
             assert classifier is not None  # named
             with _in_eval_mode(classifier):
                 renew_weight(classifier)
                 head = Classifier(self._tap.weight, self._tap.bias)
-                return first_report(look, head, self._settings)
+                return first_report(first, head, self._settings)
 
     def _fresh(self) -> FirstPass:
         return FirstPass(self._num_classes, None, self._settings.ignore_index)

@@ -82,7 +82,7 @@ class Evaluation:
         self._fuzziness: Fuzziness | None = None
         self._margin: Margin | None = None
         del shape
-        self.second = self._look(reference, factories)
+        self.second = self._second_pass(reference, factories)
 
     def report(self) -> CollapseReport:
         """Return the report, once the second pass is complete."""
@@ -105,7 +105,7 @@ class Evaluation:
             vectors={"nc1_per_class": per_class} if "nc1_per_class" in self._names else {},
         )
 
-    def _look(
+    def _second_pass(
         self, reference: ClassMoments | None, factories: Sequence[AccumulatorFactory]
     ) -> SecondPass:
         """Return the second pass, ready for the stream."""
@@ -182,10 +182,10 @@ class Evaluation:
 def first_report(
     first: FirstPass, classifier: Classifier | None, settings: Settings
 ) -> CollapseReport:
-    """Compute what one look alone tells: counts, means, variances and what follows from them.
+    """Compute what one pass alone tells: counts, means, variances and what follows from them.
 
     Args:
-        first: The look, complete; it need not know the classifier.
+        first: The pass, complete; it need not know the classifier.
         classifier: The last linear layer as it is now.
         settings: What to compute; metrics that need a second pass are left out.
     """

@@ -144,10 +144,10 @@ def _null(
     try:
         shuffled = permuted(labels, study.num_classes, seed, ranks)
         with ranks.together():
-            look, again = relabelled(study.first_pass(), entries, labels, shuffled)
-        look = look.over(ranks)
+            first, again = relabelled(study.first_pass(), entries, labels, shuffled)
+        first = first.over(ranks)
         with ranks.together():
-            evaluation = study.evaluate(look)
+            evaluation = study.evaluate(first)
             for entry in again:
                 evaluation.second.update(*entry)
         evaluation.second.meet(ranks)
@@ -156,7 +156,7 @@ def _null(
         return error
 
 
-def _seen(batch: Batch, look: FirstPass) -> Entry:
+def _seen(batch: Batch, first: FirstPass) -> Entry:
     if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
         kind = type(batch).__name__
         size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
@@ -165,7 +165,7 @@ def _seen(batch: Batch, look: FirstPass) -> Entry:
             f"got a {kind}{size}"
         )
     features, labels, *logits = map(as_tensor, batch)
-    return look.update(features, labels, *logits)
+    return first.update(features, labels, *logits)
 
 
 class Single:

@@ -21,20 +21,20 @@ Source = Callable[[], Iterable[Entry]]
 
 
 def relabelled(
-    look: FirstPass, source: Source, labels: Sequence[Tensor], shuffled: Tensor
+    first: FirstPass, source: Source, labels: Sequence[Tensor], shuffled: Tensor
 ) -> tuple[FirstPass, Iterator[Entry]]:
-    """Take a first pass at a stream with shuffled labels, and prepare the second.
+    """Make a first pass over a stream with shuffled labels, and prepare the second.
 
     Counts per class stay as they are; features and predictions too.
 
     Args:
-        look: A fresh one.
+        first: A fresh one.
         source: Returns the entries of the stream, from the start.
         labels: Of all entries, in order.
         shuffled: The labels instead, from :func:`permuted`.
 
     Returns:
-        The look, and the entries for the second.
+        The first pass, and the entries for the second.
     """
     parts = torch.split(shuffled, [len(part) for part in labels])
 
@@ -49,8 +49,8 @@ def relabelled(
             yield features, part, predicted
 
     for entry in entries():
-        look.replay(*entry)
-    return look, entries()
+        first.replay(*entry)
+    return first, entries()
 
 
 def permuted(labels: Sequence[Tensor], num_classes: int, seed: int, ranks: ProcessGroup) -> Tensor:

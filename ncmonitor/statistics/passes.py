@@ -1,4 +1,4 @@
-"""The two passes at every feature: moments and errors first, what needs the class means second."""
+"""The two passes over every feature: moments and errors first, then what needs class means."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class FirstPass:
         self._loss = self._loss + torch.nan
 
     def over(self, ranks: ProcessGroup) -> FirstPass:
-        """Return the look of all ranks together; the own stays as it is."""
+        """Return the pass of all ranks together; this one stays as it is."""
         if ranks.size == 1:
             return self
         total = copy.copy(self)
@@ -228,7 +228,7 @@ class SecondPass:
         self._whitened.index_add_(0, labels, _square_norms(projected.mul_(self.own.inverse)))
 
     def meet(self, ranks: ProcessGroup) -> None:
-        """Make the sums those of all ranks; accumulators learn that the look is complete."""
+        """Make the sums those of all ranks; accumulators learn that the pass is complete."""
         for accumulator in self.accumulators:
             accumulator.meet(ranks)
         if ranks.size == 1:
@@ -279,5 +279,5 @@ def _square_norms(rows: Tensor) -> Tensor:
     return (rows * rows).sum(1, dtype=torch.float64)
 
 
-#: Makes an accumulator from the first pass at a split, complete, and from its class means.
+#: Makes an accumulator from the first pass over a split, complete, and from its class means.
 AccumulatorFactory = Callable[[FirstPass, ClassMeans], Accumulator]

@@ -230,7 +230,7 @@ class OrbitSpread:
 def measure_orbits(
     batches: Iterable[Sequence[Any]], num_classes: int, draws: Draws = "full"
 ) -> OrbitReport:
-    """Measure orbits in two passes at batches of ``(features, labels)`` or with a mask.
+    """Measure orbits in two passes over batches of ``(features, labels)`` or with a mask.
 
     Args:
         batches: Re-iterable, the same both times; see :meth:`OrbitMoments.update`.

@@ -20,7 +20,7 @@ _END: Final = "\x1b[J\x1b[?2026l"
 _CLEAR: Final = "\x1b[2K"  # before a line: after a full one it would take its last character
 #: What a terminal without our characters gets instead.
 _PLAIN: Final = str.maketrans("━╍┄·–−…×⁻⁰¹²³⁴⁵⁶⁷⁸⁹∞", "=-.,--.x-0123456789i")
-_STEP: Final = 0.2  # seconds between two passes at the keyboard and the window
+_STEP: Final = 0.2  # seconds between two looks at the keyboard and the window
 
 
 def is_terminal() -> bool:
