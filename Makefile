@@ -104,6 +104,6 @@ $(INSTALLED): pyproject.toml
 	@echo '    PyTorch with its CUDA libraries is several GB. Later calls install nothing.'
 	@$(PY) -m pip --version >/dev/null 2>&1 || '$(PYTHON)' -m venv --clear $(VENV)
 	@# compat: the clone is on the path, else a folder called ncmonitor beside a script would hide it.
-	@$(PIP) --quiet --progress-bar on --no-compile -e '.[dev]' --config-settings editable_mode=compat
+	@$(PIP) --quiet --progress-bar on -e '.[dev]' --config-settings editable_mode=compat
 	@touch $@
 	@echo '==> Installed.'
